@@ -1,0 +1,111 @@
+"""Normalised clips into one MP4: video packets are copied, the sound is encoded once, the result is verified.
+
+Times are counted in frames: packet i of a clip that starts at frame S gets dts and pts S + its own, so the
+boundaries are exact by construction. One AAC encode runs through all clips; its priming sits only at the
+very start, where the edit list hides it. Nothing of a clip but its coded samples reaches the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import BinaryIO
+
+import av
+from av.audio.fifo import AudioFifo
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.files import digest
+from services.merge.media.progress import Progress, Report
+from services.merge.media.sound import SAMPLE_BYTES
+from services.merge.media.source import Source, as_media_error, demux, seconds
+from services.merge.media.verify import verify
+from services.merge.timeline import ENCODINGS, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, MergedFile, Quality
+
+AAC_SAMPLES = 1024
+CONTAINER_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact"}
+
+
+def merge(
+    sources: Sequence[Source],
+    target: BinaryIO,
+    moved: BinaryIO,
+    result: BinaryIO,
+    quality: Quality,
+    report: Report,
+) -> MergedFile:
+    """Write to ``target``; ``moved`` and ``result`` are further handles on the same file, for reading.
+
+    Progress counts every frame twice: once copied, once decoded again. Raises MediaError
+    verification_failed if the clips are not alike or the result is not what it must be.
+    """
+    shape, counts = _agreed(sources)
+    progress = Progress(report, 2 * sum(counts))
+    with as_media_error(ErrorType.WORKER_FAILED, "The video could not be written."):
+        _write(sources, counts, target, moved, quality, progress)
+    target.flush()
+    verify(result, counts, shape, sources[0].threads, progress)
+    written = digest(result)
+    progress.finish()
+    return MergedFile(frames=counts, width=shape[0], height=shape[1], size=written.size, sha256=written.sha256)
+
+
+def _agreed(sources: Sequence[Source]) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Size and frame counts; refuses clips whose packets cannot follow each other in one track."""
+    kinds: set[tuple[object, ...]] = set()
+    counts = []
+    for source in sources:
+        with source.container() as container:
+            video = source.video(container)
+            context = video.codec_context
+            kinds.add((context.name, context.extradata, context.width, context.height, video.sample_aspect_ratio))
+            counts.append(sum(1 for packet in demux(container, video) if packet.size))
+    if len(kinds) != 1 or not all(counts):
+        raise MediaError(ErrorType.VERIFICATION_FAILED, "The clips were prepared differently.")
+    _, _, width, height, _ = kinds.pop()
+    assert isinstance(width, int)
+    assert isinstance(height, int)
+    return (width, height), tuple(counts)
+
+
+def _write(
+    sources: Sequence[Source],
+    counts: tuple[int, ...],
+    target: BinaryIO,
+    moved: BinaryIO,
+    quality: Quality,
+    progress: Progress,
+) -> None:
+    def reopen(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
+        """What faststart asks for once the data is written: the same file again, to read from."""
+        target.flush()
+        return moved
+
+    with (
+        av.open(target, "w", format="mp4", options=CONTAINER_OPTIONS, io_open=reopen) as out,
+        sources[0].container() as pattern,
+    ):
+        video = _copied_stream(out, sources[0].video(pattern))
+        audio = out.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
+        audio.codec_context.bit_rate = ENCODINGS[quality].audio_bitrate
+        sound = _Sound(out, audio)
+        start = 0
+        for source, count in zip(sources, counts, strict=True):
+            with source.container() as container, source.container() as unused:
+                del unused
+                _copy_clip(source, container, out, video, start, progress)
+            sound.append(source, count)
+            start += count
+        sound.finish()
+
+
+def _copied_stream(out: OutputContainer, pattern: VideoStream) -> VideoStream:
+    stream = out.add_stream_from_template(pattern)
+    stream.time_base = Fraction(1, FPS)
+    stream.metadata.clear()
+    return stream

@@ -1,0 +1,116 @@
+"""A clip made joinable: N whole frames at :data:`FPS` from an IDR, and PCM of exactly their length, in a .mov.
+
+Two passes over the source. Video first: it establishes t0 and N. Then sound, placed relative to t0 and
+cut to N frames. Sound stays PCM because AAC joined by copy carries priming at every joint.
+
+Every encoder setting comes from canvas and quality, none from the source, so the parameter sets of a
+session's clips are byte-equal and a merge can copy their packets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import BinaryIO
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.codec.context import Flags
+from av.container import OutputContainer
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.stream import VideoStream
+
+from services.merge.media.cadence import Cadence, TooManyFrames
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.files import Digest, digest
+from services.merge.media.picture import Fitter
+from services.merge.media.progress import Progress, Report
+from services.merge.media.sound import SAMPLE_BYTES, pcm
+from services.merge.media.source import Source, as_media_error, seconds
+from services.merge.media.survey import survey
+from services.merge.timeline import ENCODINGS, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Canvas, NormalisedClip, Quality
+
+GOP_FRAMES = 5 * FPS  # a seek decodes at most this much
+NEUTRAL = {"fflags": "+bitexact"}  # no library versions, no dates in the file
+
+
+def normalise(
+    source: Source, target: BinaryIO, canvas: Canvas, quality: Quality, report: Report
+) -> NormalisedClip:
+    """Write the clip to ``target``. Raises MediaError of every type that names a fault of the clip."""
+    seen = survey(source)
+    progress = Progress(report, seen.expected_frames)
+    with (
+        as_media_error(ErrorType.WORKER_FAILED, "The clip could not be written."),
+        av.open(target, "w", format="mov", options=NEUTRAL) as out,
+    ):
+        video = _video_stream(out, canvas, quality, source.threads)
+        audio = out.add_stream("pcm_s16le", rate=SAMPLE_RATE, layout="stereo")
+        start, frames = _write_video(source, out, video, canvas, progress)
+        if Fraction(frames, FPS) < seen.span * Fraction(9, 10) - 1:
+            raise MediaError(ErrorType.TRUNCATED, "This video ends before its end.")
+        _write_audio(out, audio, pcm(source, start, frames * SAMPLES_PER_FRAME))
+    written: Digest = digest(target)
+    progress.finish()
+    return NormalisedClip(frames=frames, size=written.size, sha256=written.sha256)
+
+
+def _video_stream(out: OutputContainer, canvas: Canvas, quality: Quality, threads: int) -> VideoStream:
+    encoding = ENCODINGS[quality]
+    options = {"preset": encoding.preset, "crf": str(encoding.crf), "a53cc": "0"}
+    stream = out.add_stream("libx264", rate=FPS, options=options)
+    context = stream.codec_context
+    context.width, context.height, context.pix_fmt = canvas.width, canvas.height, "yuv420p"
+    context.time_base = Fraction(1, FPS)
+    context.sample_aspect_ratio = Fraction(1)
+    context.gop_size = GOP_FRAMES
+    context.flags |= Flags.closed_gop
+    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    context.thread_count = threads
+    context.thread_type = "FRAME"  # the default, slices, is slower and looks worse
+    return stream
+
+
+def _write_video(
+    source: Source, out: OutputContainer, stream: VideoStream, canvas: Canvas, progress: Progress
+) -> tuple[Fraction, int]:
+    """Encode every slot. Returns t0 in seconds and the number of frames."""
+    cadence: Cadence[VideoFrame] = Cadence(source.limits.max_frames)
+    with source.container() as container:
+        aspect = source.video(container).sample_aspect_ratio or Fraction(1)
+        fitter = Fitter(canvas, aspect, source.threads)
+        try:
+            for slot, repeats, frame in cadence.slots(_shown(source)):
+                picture = fitter.fit(frame)
+                for k in range(slot, slot + repeats):
+                    picture.pts, picture.time_base = k, Fraction(1, FPS)
+                    picture.pict_type = PictureType.I if k == 0 else PictureType.NONE
+                    out.mux(stream.encode(picture))
+                progress.advance(repeats)
+        except TooManyFrames as error:
+            raise MediaError(ErrorType.CLIP_TOO_LONG, "This clip is too long.") from error
+    out.mux(stream.encode(None))
+    assert cadence.start is not None
+    return cadence.start, cadence.count
+
+
+def _shown(source: Source) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    with source.container() as container:
+        for frame in source.frames(container, source.video(container)):
+            assert frame.pts is not None
+            time = seconds(frame.pts, frame.time_base)
+            yield time, seconds(frame.duration or 0, frame.time_base), frame
+
+
+def _write_audio(out: OutputContainer, stream: AudioStream, pieces: Iterator[bytes]) -> None:
+    position = 0
+    for piece in pieces:
+        frame = AudioFrame("s16", "stereo", len(piece) // SAMPLE_BYTES)
+        frame.planes[0].update(piece)
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, position, Fraction(1, SAMPLE_RATE)
+        position += frame.samples
+        out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))

@@ -1,0 +1,54 @@
+"""What a clip is, before anything is spent on it: its packets, and at most a second of it decoded.
+
+A probe refuses what can be refused cheaply; normalising is what establishes the truth.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+
+from services.merge.media.orientation import orientation
+from services.merge.media.source import Source, seconds
+from services.merge.media.survey import survey
+from services.merge.timeline import FPS, ClipInfo
+
+DECODED_SECONDS = 1
+DECODED_FRAMES = 2 * FPS
+
+
+def probe(source: Source) -> ClipInfo:
+    """Raises MediaError of every type that names a fault of the clip."""
+    seen = survey(source)
+    with source.container() as container:
+        video = source.video(container)
+        first = _decode_a_second(source, container)
+        aspect = video.sample_aspect_ratio or Fraction(1)
+        width, height = orientation(first).displayed(max(1, round(first.width * aspect)), first.height)
+        audio = next((s.codec_context for s in container.streams.audio if s.codec_context), None)
+        return ClipInfo(
+            container=container.format.name,
+            video_codec=video.codec_context.name,
+            width=width,
+            height=height,
+            rotation=orientation(first).degrees,
+            duration=round(float(seen.span), 6),
+            frame_rate=round(float(seen.frame_rate), 3),
+            has_audio=audio is not None and seen.audio,
+            audio_codec=audio.name if audio is not None and seen.audio else "",
+        )
+
+
+def _decode_a_second(source: Source, container: InputContainer) -> VideoFrame:
+    """Prove that it decodes; return the first displayed frame."""
+    first: VideoFrame | None = None
+    for count, frame in enumerate(source.frames(container, source.video(container)), 1):
+        first = first or frame
+        assert first.pts is not None
+        assert frame.pts is not None
+        if count >= DECODED_FRAMES or seconds(frame.pts - first.pts, frame.time_base) >= DECODED_SECONDS:
+            break
+    assert first is not None  # Source.frames raises if it has none
+    return first

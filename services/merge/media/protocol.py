@@ -1,0 +1,106 @@
+"""What parent and child say to each other: one JSON job on stdin, JSON lines on stdout.
+
+The child has read hostile bytes, so the parent takes nothing from it on trust: lines are bounded, a result
+must have exactly the fields and types of the dataclass it claims to be, and an error type must be one
+of ours. Anything else counts as a broken child.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.limits import Limits
+from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+
+MAX_LINE_BYTES = 64 * 1024
+
+Result = ClipInfo | NormalisedClip | MergedFile
+ResultT = TypeVar("ResultT", ClipInfo, NormalisedClip, MergedFile)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One child's work. ``parent`` is the process id that the child must not outlive."""
+
+    kind: str
+    sources: tuple[str, ...]
+    target: str
+    canvas: Canvas
+    quality: Quality
+    limits: Limits
+    threads: int
+    parent: int
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @staticmethod
+    def from_json(raw: bytes) -> Job:
+        job = json.loads(raw)
+        return Job(
+            kind=job["kind"],
+            sources=tuple(job["sources"]),
+            target=job["target"],
+            canvas=Canvas(**job["canvas"]),
+            quality=Quality(job["quality"]),
+            limits=Limits(**job["limits"]),
+            threads=job["threads"],
+            parent=job["parent"],
+        )
+
+
+def progress_line(done: int, expected: int) -> bytes:
+    return _line({"progress": [done, expected]})
+
+
+def result_line(result: Result) -> bytes:
+    return _line({"result": asdict(result)})
+
+
+def error_line(error: MediaError) -> bytes:
+    return _line({"error": [error.error_type, error.message]})
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Decode one line of the child. Raises :class:`ValueError` if it is not a JSON object."""
+    message = json.loads(line)
+    if not isinstance(message, dict):
+        raise TypeError("a message must be an object")
+    return message
+
+
+def parse_progress(value: object) -> tuple[int, int]:
+    """Raises :class:`ValueError` unless the value is two whole numbers."""
+    match value:
+        case [int(done), int(expected)]:
+            return done, expected
+    raise ValueError("progress must be two whole numbers")
+
+
+def parse_error(value: object) -> MediaError:
+    """Raises :class:`ValueError` unless the value is a known error type and a text."""
+    match value:
+        case [str(error_type), str(message)]:
+            return MediaError(ErrorType(error_type), message[:500])
+    raise ValueError("an error must be a type and a message")
+
+
+def parse_result(kind: type[ResultT], value: object) -> ResultT:
+    """Build the expected dataclass. Raises :class:`ValueError` if a field is missing, foreign or mistyped."""
+    if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
+        raise ValueError(f"not the fields of a {kind.__name__}")
+    for field in fields(kind):
+        if field.type == "tuple[int, ...]":
+            value[field.name] = tuple(value[field.name])
+            if not all(type(item) is int for item in value[field.name]):
+                raise ValueError(f"{field.name} must be whole numbers")
+        elif type(value[field.name]).__name__ != field.type:
+            raise ValueError(f"{field.name} must be {field.type}")
+    return kind(**value)
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"

@@ -1,0 +1,130 @@
+"""The one way to open a file somebody sent: by descriptor, as a known container, opening nothing else.
+
+FFmpeg looks at content, not names: a playlist or a concat script under any name makes it open other
+files and addresses. ``format_whitelist`` stops that before such a demuxer runs; the refusing ``io_open``
+stops what a whitelisted demuxer might still ask for.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import BinaryIO, Never
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.limits import Limits
+
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
+READ_BYTES = 1 << 20  # 40 reads of a 40 MB clip instead of over a thousand
+TOLERATED_BAD_PACKETS = 0.1  # a phone's file may have a damaged packet; more than a tenth is not a video
+
+
+class Source:
+    """An untrusted file, opened once by the child and read as often as a job needs it."""
+
+    def __init__(self, file: BinaryIO, limits: Limits, threads: int) -> None:
+        self._file = file
+        self.limits = limits
+        self.threads = threads
+
+    @contextmanager
+    def container(self) -> Iterator[InputContainer]:
+        """Open from the start. Raises MediaError not_a_video, too_many_streams."""
+        self._file.seek(0)
+        with as_media_error(ErrorType.NOT_A_VIDEO, "This file is not a video we can read."):
+            container = av.open(
+                self._file,
+                "r",
+                options={"format_whitelist": FORMATS, "max_pixels": str(self.limits.max_pixels)},
+                buffer_size=READ_BYTES,
+                io_open=_refuse,
+            )
+        with container:
+            if len(container.streams) > self.limits.max_streams:
+                raise MediaError(ErrorType.TOO_MANY_STREAMS, "This file has too many tracks.")
+            yield container
+
+    def video(self, container: InputContainer) -> VideoStream:
+        """The first moving picture (cover art is none), its decoder set up but not yet opened.
+
+        Raises MediaError no_video_stream, decode_failed (unknown codec), too_many_pixels.
+        """
+        for stream in container.streams.video:
+            if stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails):
+                continue
+            if stream.codec_context is None:
+                raise MediaError(ErrorType.DECODE_FAILED, "This video's codec is not supported.")
+            self.check_pixels(stream.codec_context.width, stream.codec_context.height)
+            # Works only here, not on av.open: the size in the bit stream may differ from the container's.
+            stream.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
+            stream.codec_context.thread_count = self.threads
+            stream.codec_context.thread_type = "FRAME"
+            return stream
+        raise MediaError(ErrorType.NO_VIDEO_STREAM, "This file has no video.")
+
+    def check_pixels(self, width: int, height: int) -> None:
+        if width * height > self.limits.max_pixels:
+            raise MediaError(ErrorType.TOO_MANY_PIXELS, "This video's picture is too large.")
+
+    def frames(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        """Decode in display order. Every frame has a pts; what precedes an edit list is left out.
+
+        Raises MediaError truncated, decode_failed, too_many_pixels, limit_exceeded.
+        """
+        packets = bad = decoded = 0
+        for packet in demux(container, stream):
+            packets += 1
+            try:
+                frames = packet.decode()
+            except av.error.MemoryError as error:
+                raise MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.") from error
+            except av.error.FFmpegError:
+                bad += 1
+                frames = []
+            for frame in frames:
+                if not isinstance(frame, VideoFrame) or frame.pts is None:
+                    bad += 1
+                    continue
+                self.check_pixels(frame.width, frame.height)
+                decoded += 1
+                yield frame
+        if not decoded or bad > TOLERATED_BAD_PACKETS * packets:
+            raise MediaError(ErrorType.DECODE_FAILED, "This video cannot be decoded.")
+
+
+def demux(container: InputContainer, *streams: Stream) -> Iterator[Packet[Stream]]:
+    """Packets of the streams, then an empty one per stream that flushes its decoder. Raises truncated."""
+    with as_media_error(ErrorType.TRUNCATED, "This video ends before its end."):
+        yield from container.demux(*streams)
+
+
+def seconds(ticks: int, time_base: Fraction | None) -> Fraction:
+    """Exact time of a pts: never through a float, or a frame on the edge falls into the wrong slot."""
+    assert time_base is not None
+    return ticks * time_base
+
+
+@contextmanager
+def as_media_error(error_type: ErrorType, message: str) -> Iterator[None]:
+    """Translate what FFmpeg raises; running out of memory or output keeps its own type."""
+    try:
+        yield
+    except MemoryError as error:  # PyAV's own ENOMEM is one as well
+        raise MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.") from error
+    except av.error.FFmpegError as error:
+        if error.errno == errno.EFBIG:
+            raise MediaError(ErrorType.LIMIT_EXCEEDED, "The result would be too large.") from error
+        raise MediaError(error_type, message) from error
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> Never:
+    raise PermissionError("a clip may not open other files")

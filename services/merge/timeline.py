@@ -1,0 +1,126 @@
+"""What is known of a clip and of the video made from clips: values and frame arithmetic, no media code.
+
+Segments are integers first. A normalised clip has N whole frames at :data:`FPS`; the merged video is
+their concatenation, so statement i starts at the sum of the frames before it and ends where the next
+begins. Seconds are derived from frames, never the other way round, and never from what a client or
+a container header claimed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+FPS = 30
+SAMPLE_RATE = 48_000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+
+
+class Quality(StrEnum):
+    """How much the encoder spends; values are the names in the contract."""
+
+    LOW = "QUALITY_LOW"
+    MEDIUM = "QUALITY_MEDIUM"
+    HIGH = "QUALITY_HIGH"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Settings of the H.264 and AAC encoders: x264 preset and constant rate factor, AAC bits per second."""
+
+    preset: str
+    crf: int
+    audio_bitrate: int
+
+
+ENCODINGS = {
+    Quality.LOW: Encoding("veryfast", 28, 96_000),
+    Quality.MEDIUM: Encoding("medium", 23, 128_000),
+    Quality.HIGH: Encoding("slow", 20, 192_000),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """The picture every clip of a session is fitted and padded to: even pixel counts, square pixels."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """What the probe saw of a source. ``width`` and ``height`` are as displayed, after rotation; ``duration``
+    is the span in seconds of the packets read, not a header's claim."""
+
+    container: str
+    video_codec: str
+    width: int
+    height: int
+    rotation: int
+    duration: float
+    frame_rate: float
+    has_audio: bool
+    audio_codec: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NormalisedClip:
+    """A clip on the canvas: ``frames`` frames at :data:`FPS` starting with an IDR, PCM of exactly
+    ``frames * SAMPLES_PER_FRAME`` samples. ``size`` in bytes, ``sha256`` in hex, of the file."""
+
+    frames: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class MergedFile:
+    """The finished MP4: ``frames`` per clip in order, ``size`` in bytes, ``sha256`` in hex."""
+
+    frames: tuple[int, ...]
+    width: int
+    height: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One statement's place in the merged video, in frames; seconds are exact to 1/FPS by construction."""
+
+    statement_index: int
+    start_frame: int
+    frame_count: int
+
+    @property
+    def start_time(self) -> float:
+        return self.start_frame / FPS
+
+    @property
+    def end_time(self) -> float:
+        return (self.start_frame + self.frame_count) / FPS
+
+    @property
+    def duration(self) -> float:
+        return self.frame_count / FPS
+
+
+def segments(frames: tuple[int, ...]) -> tuple[Segment, ...]:
+    """Tile the merged video: segment i has ``frames[i]`` frames and starts where segment i-1 ended."""
+    starts = [sum(frames[:i]) for i in range(len(frames))]
+    return tuple(Segment(i, start, count) for i, (start, count) in enumerate(zip(starts, frames, strict=True)))
+
+
+def canvas_for(clip: ClipInfo) -> Canvas:
+    """The canvas a clip asks for: its own shape, long side 1920 if it has that many pixels, else 1280.
+
+    Smaller clips are scaled up to 1280, so that one tiny clip cannot make the others unwatchable.
+    """
+    long_side = 1920 if max(clip.width, clip.height) >= 1920 else 1280
+    scale = long_side / max(clip.width, clip.height)
+    return Canvas(_even(clip.width * scale), _even(clip.height * scale))
+
+
+def _even(pixels: float) -> int:
+    return max(2, 2 * round(pixels / 2))
