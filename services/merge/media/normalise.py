@@ -80,10 +80,10 @@ def _write_video(
     """Encode every slot. Returns t0 in seconds and the number of frames."""
     cadence: Cadence[VideoFrame] = Cadence(source.limits.max_frames)
     with source.container() as container:
-        aspect = source.video(container).sample_aspect_ratio or Fraction(1)
-        fitter = Fitter(canvas, aspect, source.threads)
+        decoder = source.video(container)
+        fitter = Fitter(canvas, decoder.sample_aspect_ratio or Fraction(1), source.threads)
         try:
-            for slot, repeats, frame in cadence.slots(_shown(source)):
+            for slot, repeats, frame in cadence.slots(_shown(source.frames(container, decoder))):
                 picture = fitter.fit(frame)
                 for k in range(slot, slot + repeats):
                     picture.pts, picture.time_base = k, Fraction(1, FPS)
@@ -97,12 +97,10 @@ def _write_video(
     return cadence.start, cadence.count
 
 
-def _shown(source: Source) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    with source.container() as container:
-        for frame in source.frames(container, source.video(container)):
-            assert frame.pts is not None
-            time = seconds(frame.pts, frame.time_base)
-            yield time, seconds(frame.duration or 0, frame.time_base), frame
+def _shown(frames: Iterator[VideoFrame]) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    for frame in frames:
+        assert frame.pts is not None
+        yield seconds(frame.pts, frame.time_base), seconds(frame.duration or 0, frame.time_base), frame
 
 
 def _write_audio(out: OutputContainer, stream: AudioStream, pieces: Iterator[bytes]) -> None:

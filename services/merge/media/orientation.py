@@ -6,8 +6,11 @@ not a quarter turn is taken as the nearest one. A front camera may add a mirror.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
+from av.buffer import Buffer
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
@@ -46,9 +49,10 @@ class Orientation:
 
 def orientation(frame: VideoFrame) -> Orientation:
     """Read the display matrix of a decoded frame; upright if it has none."""
-    if not frame.rotation and Type.DISPLAYMATRIX not in frame.side_data:
+    side_data = cast("Mapping[Type, Buffer]", frame.side_data)  # PyAV's stub knows motion vectors only
+    if Type.DISPLAYMATRIX not in side_data:
         return Orientation()
-    raw = bytes(frame.side_data[Type.DISPLAYMATRIX])
+    raw = bytes(side_data[Type.DISPLAYMATRIX])
     a, b, _, c, d = memoryview(raw).cast("i")[:5]
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(transposed=True, mirror_x=c < 0, mirror_y=b < 0)

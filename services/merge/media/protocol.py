@@ -17,6 +17,11 @@ from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip
 
 MAX_LINE_BYTES = 64 * 1024
 
+
+class ProtocolError(Exception):
+    """The child said something that it never says."""
+
+
 Result = ClipInfo | NormalisedClip | MergedFile
 ResultT = TypeVar("ResultT", ClipInfo, NormalisedClip, MergedFile)
 
@@ -65,40 +70,44 @@ def error_line(error: MediaError) -> bytes:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Decode one line of the child. Raises :class:`ValueError` if it is not a JSON object."""
-    message = json.loads(line)
+    """Decode one line of the child. Raises :class:`ProtocolError` if it is not a JSON object."""
+    try:
+        message = json.loads(line)
+    except ValueError as error:
+        raise ProtocolError("not JSON") from error
     if not isinstance(message, dict):
-        raise TypeError("a message must be an object")
+        raise ProtocolError("not an object")
     return message
 
 
 def parse_progress(value: object) -> tuple[int, int]:
-    """Raises :class:`ValueError` unless the value is two whole numbers."""
+    """Raises :class:`ProtocolError` unless the value is two whole numbers."""
     match value:
         case [int(done), int(expected)]:
             return done, expected
-    raise ValueError("progress must be two whole numbers")
+    raise ProtocolError("progress must be two whole numbers")
 
 
 def parse_error(value: object) -> MediaError:
-    """Raises :class:`ValueError` unless the value is a known error type and a text."""
+    """Raises :class:`ProtocolError` unless the value is a known error type and a text."""
     match value:
-        case [str(error_type), str(message)]:
+        case [str(error_type), str(message)] if error_type in set(ErrorType):
             return MediaError(ErrorType(error_type), message[:500])
-    raise ValueError("an error must be a type and a message")
+    raise ProtocolError("an error must be a type and a message")
 
 
 def parse_result(kind: type[ResultT], value: object) -> ResultT:
-    """Build the expected dataclass. Raises :class:`ValueError` if a field is missing, foreign or mistyped."""
+    """Build the expected dataclass. Raises :class:`ProtocolError` if a field is missing, foreign or mistyped."""
     if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
-        raise ValueError(f"not the fields of a {kind.__name__}")
+        raise ProtocolError(f"not the fields of a {kind.__name__}")
     for field in fields(kind):
-        if field.type == "tuple[int, ...]":
-            value[field.name] = tuple(value[field.name])
-            if not all(type(item) is int for item in value[field.name]):
-                raise ValueError(f"{field.name} must be whole numbers")
-        elif type(value[field.name]).__name__ != field.type:
-            raise ValueError(f"{field.name} must be {field.type}")
+        item = value[field.name]
+        if field.type == "tuple[int, ...]" and isinstance(item, list):
+            value[field.name] = tuple(item)
+            if not all(type(number) is int for number in item):
+                raise ProtocolError(f"{field.name} must be whole numbers")
+        elif type(item).__name__ != field.type:
+            raise ProtocolError(f"{field.name} must be {field.type}")
     return kind(**value)
 
 

@@ -8,7 +8,7 @@ before t0 or after the last frame is cut; what is missing is silence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -103,9 +103,9 @@ class _Run:
     def finish(self) -> Iterator[tuple[int, bytes]]:
         yield from self._out(self._resampler.resample(None))
 
-    def _out(self, frames: list[AudioFrame]) -> Iterator[tuple[int, bytes]]:
+    def _out(self, frames: Sequence[AudioFrame | None]) -> Iterator[tuple[int, bytes]]:
         for frame in frames:
-            if frame is None:  # flushing a resampler that had nothing to do
+            if frame is None:  # what flushing gives when there was nothing to convert
                 continue
             yield self._position, bytes(frame.planes[0])[: frame.samples * SAMPLE_BYTES]
             self._position += frame.samples

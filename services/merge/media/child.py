@@ -1,0 +1,81 @@
+"""The process that reads hostile bytes: one job, then it ends. Run by the runner, never imported by it.
+
+Order matters: the job is read and its files are opened while everything is allowed, then the lock closes,
+and only then a byte of a source is looked at. The real stdout is kept aside for the protocol: whatever a
+library prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from contextlib import ExitStack
+
+from services.merge.media import merge, normalise, probe
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.files import open_source, open_target
+from services.merge.media.protocol import Job, Result, error_line, progress_line, result_line
+from services.merge.media.sandbox import die_with_parent, lock_down
+from services.merge.media.source import Source
+
+
+class Channel:
+    """Lines to the parent, one write each."""
+
+    def __init__(self) -> None:
+        self._fd = os.dup(1)
+        os.dup2(2, 1)
+
+    def send(self, line: bytes) -> None:
+        os.write(self._fd, line)
+
+    def report(self, done: int, expected: int) -> None:
+        self.send(progress_line(done, expected))
+
+
+def main() -> int:
+    channel = Channel()
+    try:
+        job = Job.from_json(sys.stdin.buffer.read())
+        die_with_parent(job.parent)
+        channel.send(result_line(_run(job, channel)))
+    except MediaError as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error)
+        channel.send(error_line(error))
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(error_line(_unexpected(error)))
+    return 0
+
+
+def _run(job: Job, channel: Channel) -> Result:
+    with ExitStack() as files:
+        sources = [Source(files.enter_context(open_source(path)), job.limits, job.threads) for path in job.sources]
+        if job.kind == "probe":
+            lock_down(job.limits)
+            return probe.probe(sources[0])
+        target = files.enter_context(open_target(job.target))
+        if job.kind == "normalise":
+            lock_down(job.limits)
+            return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report)
+        moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
+        lock_down(job.limits)
+        return merge.merge(sources, target, moved=moved, result=result, quality=job.quality, report=channel.report)
+
+
+def _unexpected(error: Exception) -> MediaError:
+    """Limits show up as ordinary errors; everything else is ours, and its text stays in the log."""
+    if isinstance(error, MemoryError):
+        return MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.")
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return MediaError(ErrorType.LIMIT_EXCEEDED, "The result would be too large.")
+    return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.")
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # no destructors over what a hostile file may have left behind

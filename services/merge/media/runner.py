@@ -1,0 +1,215 @@
+"""The worker's side: each job in a child process of its own, which is killed rather than trusted.
+
+The child is started by exec, never forked (gRPC does not survive a fork), in its own session and with an
+environment of its own. However a job ends (result, failure, limit, cancelled coroutine), the child is
+gone and reaped before the call returns, and unless it succeeded its target is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.limits import Limits
+from services.merge.media.protocol import (
+    MAX_LINE_BYTES,
+    Job,
+    ProtocolError,
+    ResultT,
+    parse_error,
+    parse_line,
+    parse_progress,
+    parse_result,
+)
+from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+
+OnProgress = Callable[[int, int], None]
+
+ROOT = Path(__file__).parents[3]
+COMMAND = (sys.executable, "-P", "-m", "services.merge.media.child")
+STDERR_BYTES = 16 * 1024
+NO_CANVAS = Canvas(0, 0)
+CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
+)
+
+log = logging.getLogger(__name__)
+
+
+class MediaRunner:
+    """Runs media jobs; holds no state, so any number of calls may run at once.
+
+    Every method raises :class:`MediaError`. ``on_progress(frames_done, frames_expected)`` is called on
+    the event loop and never goes back. ``threads`` is what decoder, filters and encoder may each use.
+    """
+
+    def __init__(self, limits: Limits | None = None, threads: int = 1) -> None:
+        self._limits = limits or Limits()
+        self._threads = threads
+
+    async def probe(self, source: Path) -> ClipInfo:
+        """Look at a clip: see :mod:`services.merge.media.probe`."""
+        return await self._run(ClipInfo, self._job("probe", [source]), None, _ignore)
+
+    async def normalise(
+        self, source: Path, target: Path, canvas: Canvas, quality: Quality, on_progress: OnProgress
+    ) -> NormalisedClip:
+        """Write the clip to ``target`` (.mov): see :mod:`services.merge.media.normalise`."""
+        job = self._job("normalise", [source], target, canvas, quality)
+        return await self._run(NormalisedClip, job, target, on_progress)
+
+    async def merge(
+        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+    ) -> MergedFile:
+        """Join normalised clips in ``target`` (.mp4); progress counts each frame twice, copied and verified."""
+        job = self._job("merge", sources, target, quality=quality)
+        return await self._run(MergedFile, job, target, on_progress)
+
+    def _job(
+        self,
+        kind: str,
+        sources: Sequence[Path],
+        target: Path | None = None,
+        canvas: Canvas = NO_CANVAS,
+        quality: Quality = Quality.MEDIUM,
+    ) -> Job:
+        return Job(
+            kind=kind,
+            sources=tuple(os.path.abspath(source) for source in sources),
+            target=os.path.abspath(target) if target else "",
+            canvas=canvas,
+            quality=quality,
+            limits=self._limits,
+            threads=self._threads,
+            parent=os.getpid(),
+        )
+
+    async def _run(self, kind: type[ResultT], job: Job, target: Path | None, on_progress: OnProgress) -> ResultT:
+        done = False
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *COMMAND,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                cwd="/",
+                env=_environment(),
+                start_new_session=True,
+                limit=MAX_LINE_BYTES,
+            )
+            try:
+                result = await _converse(process, kind, job, on_progress)
+            finally:
+                await _end(process)
+            done = True
+            return result
+        finally:
+            if target is not None and not done:
+                target.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call, and it must not be cancelled
+
+
+async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
+    """Send the job, follow it, and turn every way it can end into a result or a MediaError."""
+    assert process.stderr is not None
+    tail = asyncio.create_task(_tail(process.stderr))
+    try:
+        async with asyncio.timeout(job.limits.wall_seconds):
+            return await _follow(process, kind, job, on_progress)
+    except TimeoutError as error:
+        raise MediaError(ErrorType.LIMIT_EXCEEDED, "Processing this video takes too long.") from error
+    except MediaError as error:
+        _kill(process)
+        log.warning("%s failed: %s\n%s", job.kind, error, await tail)
+        raise
+    except ProtocolError as error:
+        _kill(process)
+        log.warning("%s broke the protocol: %s\n%s", job.kind, error, await tail)
+        raise MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.") from error
+    finally:
+        tail.cancel()
+
+
+async def _follow(process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(ConnectionError):  # it died early; its exit says why
+        process.stdin.write(job.to_json())
+        process.stdin.write_eof()
+        await process.stdin.drain()
+    result: ResultT | None = None
+    while line := await _read_line(process.stdout):
+        match parse_line(line):
+            case {"progress": value}:
+                on_progress(*parse_progress(value))
+            case {"result": value}:
+                result = parse_result(kind, value)
+            case {"error": value}:
+                raise parse_error(value)
+            case _:
+                raise ProtocolError("an unknown message")
+    code = await process.wait()
+    if code != 0 or result is None:
+        raise _death(code)
+    return result
+
+
+def _death(code: int) -> MediaError:
+    """A child that ended without an answer: its own limit, a crash on this input, or killed from outside."""
+    if code == -signal.SIGXCPU:
+        return MediaError(ErrorType.LIMIT_EXCEEDED, "Processing this video takes too much computing time.")
+    if -code in CRASHES:
+        return MediaError(ErrorType.DECODE_FAILED, "This video cannot be decoded.")
+    return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.")
+
+
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    try:
+        return await stream.readline()
+    except ValueError as error:  # how asyncio says that the limit was passed
+        raise ProtocolError(f"a line longer than {MAX_LINE_BYTES} bytes") from error
+
+
+async def _tail(stream: asyncio.StreamReader) -> str:
+    """Read to the end, so that the child never blocks on a full pipe, but keep only the last bytes."""
+    kept = b""
+    while block := await stream.read(STDERR_BYTES):
+        kept = (kept + block)[-STDERR_BYTES:]
+    return kept.decode(errors="replace")
+
+
+async def _end(process: Process) -> None:
+    """Kill what is left of the process group and reap the child, even if the caller is cancelled again."""
+    _kill(process)
+    waiting = asyncio.ensure_future(process.wait())
+    cancelled: asyncio.CancelledError | None = None
+    while not waiting.done():
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+def _kill(process: Process) -> None:
+    if process.returncode is not None:  # reaped: its number may be another's by now
+        return
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment() -> dict[str, str]:
+    """No secrets, no proxy, no locale surprises; few allocation arenas, as each reserves address space."""
+    return {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
+
+
+def _ignore(done: int, expected: int) -> None:
+    """A probe reports no progress."""
