@@ -1,0 +1,121 @@
+"""The client's side of a call: one long-lived channel per target.
+
+Calls are spread over the target's addresses (round_robin), pass on the request id and the remaining deadline
+minus a margin, and are tried again on UNAVAILABLE when the proto marks the rpc as idempotent
+(``option idempotency_level``).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+
+from services.common import context
+from services.common.identity import ServiceTokens
+from services.common.interceptor import REQUEST_ID
+from services.common.server import KEEPALIVE
+from twotruths.challenge.v1 import challenge_service_pb2
+from twotruths.merge.v1 import merge_service_pb2, video_service_pb2
+from twotruths.upload.v1 import upload_service_pb2
+
+_MARGIN_SECONDS = 0.2
+_CONTRACT = (upload_service_pb2, merge_service_pb2, video_service_pb2, challenge_service_pb2)
+
+
+def open_channel(target: str, *, tokens: ServiceTokens | None = None, audience: str = "") -> grpc.aio.Channel:
+    """A channel to ``target`` ("dns:///merge:50052").
+
+    With ``tokens``, a call that carries no authorization of its own gets a service token for ``audience``.
+    """
+    options = [
+        *KEEPALIVE,
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.service_config", _service_config()),
+        ("grpc.enable_retries", 1),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return grpc.aio.insecure_channel(target, options=options, interceptors=_interceptors(tokens, audience))
+
+
+def idempotent_methods() -> Iterator[MethodDescriptor]:
+    """The unary rpcs of the contract that may be sent twice."""
+    for module in _CONTRACT:
+        for service in module.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                safe = method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
+                if safe and not method.client_streaming and not method.server_streaming:
+                    yield method
+
+
+def _service_config() -> str:
+    """See https://github.com/grpc/grpc/blob/master/doc/service_config.md."""
+    names = [{"service": m.containing_service.full_name, "method": m.name} for m in idempotent_methods()]
+    retry = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return json.dumps(
+        {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [{"name": names, "retryPolicy": retry}]}
+    )
+
+
+def _interceptors(tokens: ServiceTokens | None, audience: str) -> list[grpc.aio.ClientInterceptor]:
+    def prepare(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+        metadata = list(details.metadata or ())
+        keys = {key for key, _ in metadata}
+        call = context.current()
+        timeout = details.timeout
+        if call is not None:
+            if REQUEST_ID not in keys:
+                metadata.append((REQUEST_ID, call.request_id))
+            if call.deadline is not None:
+                left = max(0.0, call.deadline - time.monotonic() - _MARGIN_SECONDS)
+                timeout = left if timeout is None else min(timeout, left)
+        if tokens is not None and "authorization" not in keys:
+            metadata.append(("authorization", f"Bearer {tokens.token(audience)}"))
+        return grpc.aio.ClientCallDetails(
+            method=details.method,
+            timeout=timeout,
+            metadata=grpc.aio.Metadata(*metadata),
+            credentials=details.credentials,
+            wait_for_ready=details.wait_for_ready,
+        )
+
+    return [_UnaryUnary(prepare), _UnaryStream(prepare), _StreamUnary(prepare), _StreamStream(prepare)]
+
+
+class _Prepared:
+    """Changes the details of a call before it starts; grpc wants one class for each kind of call."""
+
+    def __init__(self, prepare: Callable[[grpc.aio.ClientCallDetails], grpc.aio.ClientCallDetails]) -> None:
+        self._prepare = prepare
+
+    async def _start(self, continuation: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+        return await continuation(self._prepare(details), request)
+
+
+class _UnaryUnary(_Prepared, grpc.aio.UnaryUnaryClientInterceptor):
+    intercept_unary_unary = _Prepared._start  # type: ignore[assignment]  # one method serves all kinds
+
+
+class _UnaryStream(_Prepared, grpc.aio.UnaryStreamClientInterceptor):
+    intercept_unary_stream = _Prepared._start  # type: ignore[assignment]  # one method serves all kinds
+
+
+class _StreamUnary(_Prepared, grpc.aio.StreamUnaryClientInterceptor):
+    intercept_stream_unary = _Prepared._start  # type: ignore[assignment]  # one method serves all kinds
+
+
+class _StreamStream(_Prepared, grpc.aio.StreamStreamClientInterceptor):
+    intercept_stream_stream = _Prepared._start  # type: ignore[assignment]  # one method serves all kinds

@@ -1,0 +1,178 @@
+"""What happens around every rpc that a server answers: request id, authentication, deadline, validation, errors.
+
+Servicers raise :class:`ServiceError` and never touch ``context.abort``; an exception of any other kind becomes
+INTERNAL with a fixed text. Infrastructure services (``/grpc.…``: health, reflection) are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import grpc
+import protovalidate
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+
+from services.common import context
+from services.common.errors import (
+    DeadlineExceeded,
+    FieldViolation,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    ServiceError,
+    Unauthenticated,
+)
+from services.common.identity import TokenVerifier
+from services.common.status import INTERNAL_TEXT, to_status
+
+REQUEST_ID = "x-request-id"
+_SANE_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
+_DEFAULT_DEADLINE_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ServiceInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of one server. ``scopes``: full method name → scope a player's token must have."""
+
+    def __init__(self, name: str, verifier: TokenVerifier, scopes: Mapping[str, str]) -> None:
+        self._domain = f"{name}.twotruths"
+        self._verifier = verifier
+        self._scopes = scopes
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Answers the handler for a call, wrapped."""
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method.startswith("/grpc."):
+            return handler
+        wrap = self._wrap_streamed if handler.response_streaming else self._wrap_single
+        kind = ("stream" if handler.request_streaming else "unary") + (
+            "_stream" if handler.response_streaming else "_unary"
+        )
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(
+            wrap(method, getattr(handler, kind)), handler.request_deserializer, handler.response_serializer
+        )
+
+    def _wrap_single(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, rpc: Context) -> Any:
+            async with self._around(method, request, rpc):
+                return await behaviour(request, rpc)
+
+        return call
+
+    def _wrap_streamed(
+        self, method: str, behaviour: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., Awaitable[Any]]:
+        # Writes instead of yielding: an async generator could be closed in another context than it ran in.
+        async def call(request: Any, rpc: Context) -> None:
+            async with self._around(method, request, rpc, endless=True):
+                async for response in behaviour(request, rpc):
+                    await rpc.write(response)
+
+        return call
+
+    @asynccontextmanager
+    async def _around(
+        self, method: str, request: Any, rpc: Context, *, endless: bool = False
+    ) -> AsyncIterator[None]:
+        metadata = rpc.invocation_metadata() or ()
+        request_id = _request_id(metadata)
+        started = time.monotonic()
+        remaining = cast("float | None", rpc.time_remaining())  # the stubs forget that there may be none
+        single = isinstance(request, Message) and not endless
+        if remaining is None and single:
+            remaining = _DEFAULT_DEADLINE_SECONDS
+        deadline = None if remaining is None else started + remaining
+        with context.serving(context.CallContext(None, request_id, deadline)):
+            rpc.set_trailing_metadata(((REQUEST_ID, request_id),))
+            error: ServiceError | None = None
+            try:
+                async with asyncio.timeout(remaining):
+                    caller = await self._authenticate(method, metadata)
+                    with context.serving(context.CallContext(caller, request_id, deadline)):
+                        if isinstance(request, Message):
+                            validate(request)
+                        yield
+            except ServiceError as raised:
+                error = raised
+            except TimeoutError:
+                expired = deadline is not None and time.monotonic() >= deadline
+                error = (
+                    DeadlineExceeded("not done in time; whether it took effect is unknown") if expired else None
+                )
+                if error is None:
+                    log.exception("unhandled timeout", extra={"data": {"method": method}})
+                    error = Internal(INTERNAL_TEXT)
+            except (grpc.aio.AbortError, asyncio.CancelledError):
+                raise
+            except Exception:
+                log.exception("unhandled error", extra={"data": {"method": method}})
+                error = Internal(INTERNAL_TEXT)
+            self._log(method, error, started)
+            if error is not None:
+                status = to_status(error, domain=self._domain, request_id=request_id)
+                await rpc.abort_with_status(rpc_status.to_status(status))
+
+    async def _authenticate(self, method: str, metadata: Any) -> context.Principal:
+        tokens = [value for key, value in metadata if key == "authorization"]
+        if len(tokens) != 1 or not isinstance(tokens[0], str) or tokens[0][:7].lower() != "bearer ":
+            raise Unauthenticated("a bearer token is required")
+        caller = await self._verifier.verify(tokens[0][7:].strip())
+        scope = self._scopes.get(method)
+        if scope is not None and not caller.is_service and scope not in caller.scopes:
+            raise PermissionDenied(
+                f"the token lacks the scope {scope}", reason="SCOPE_MISSING", metadata={"scope": scope}
+            )
+        return caller
+
+    def _log(self, method: str, error: ServiceError | None, started: float) -> None:
+        level = logging.DEBUG if error is None else logging.ERROR if isinstance(error, Internal) else logging.INFO
+        milliseconds = round((time.monotonic() - started) * 1000, 1)
+        data = {"method": method, "code": error.code if error else "OK", "ms": milliseconds}
+        if error is not None and error.reason:
+            data["reason"] = error.reason
+        log.log(level, "rpc", extra={"data": data})
+
+
+def _request_id(metadata: Any) -> str:
+    """The caller's request id if it is harmless, else a new one."""
+    for key, value in metadata:
+        if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.match(value):
+            return value
+    return uuid.uuid4().hex
+
+
+def validate(request: Message) -> None:
+    """Checks a request against the rules in its proto. Raises InvalidArgument with every wrong field."""
+    found = protovalidate.collect_violations(request)
+    if not found:
+        return
+    violations = [FieldViolation(_path(v.proto.field), v.proto.message or "is required") for v in found]
+    first = violations[0]
+    raise InvalidArgument(f"{first.field}: {first.description}", violations=violations)
+
+
+def _path(field: Any) -> str:
+    """A field path as people write it: ``statements[1].media_file_id``."""
+    parts = []
+    for element in field.elements if field is not None else ():
+        key = element.subscript
+        subscript = "" if key is None else f"[{key.value}]"
+        parts.append(f"{element.field_name}{subscript}")
+    return ".".join(parts)

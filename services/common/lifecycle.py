@@ -1,0 +1,107 @@
+"""How a process of the mesh lives: build, serve, drain.
+
+On SIGTERM or SIGINT: health says NOT_SERVING, calls are still served for a moment (so that balancers notice),
+then no new ones are taken and the running ones end; workers stop; dependencies close, by leaving what
+``build`` entered. A second signal exits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from services.common import logging as log_lines
+from services.common import malloc
+from services.common.settings import CommonSettings
+
+S = TypeVar("S", bound=CommonSettings)
+log = logging.getLogger(__name__)
+
+
+class Server(Protocol):
+    """What serves: the gRPC server, or the gateway's HTTP server."""
+
+    port: int
+
+    async def start(self) -> None:
+        """Listens. Raises OSError."""
+
+    async def set_serving(self, ok: bool) -> None:
+        """Tells health checks whether calls are welcome."""
+
+    async def stop(self, grace: float) -> None:
+        """Takes no new calls and waits for the running ones, at most ``grace`` seconds."""
+
+
+@dataclass(frozen=True)
+class App:
+    """A built process: its server and its endless loops (cancelled on drain; one that ends is an error)."""
+
+    server: Server
+    background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
+
+
+def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, name: str) -> None:
+    """Runs a process until it is told to stop. Exits with 1 and one clear line when it cannot start."""
+    log_lines.configure(settings, name)
+    malloc.tune()
+    try:
+        asyncio.run(_main(build, settings, name))
+    except (OSError, ValueError) as error:
+        log.critical("%s stopped: %s", name, error)
+        sys.exit(1)
+    except asyncio.CancelledError:
+        log.info("%s was told to stop while it started", name)
+
+
+async def _main(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, name: str) -> None:
+    told = _Told(asyncio.current_task())
+    async with build(settings) as app:
+        await app.server.start()
+        await app.server.set_serving(True)
+        told.started()
+        log.info("%s serves on port %d", name, app.server.port)
+        loops = [
+            asyncio.create_task(loop(), name=getattr(loop, "__qualname__", "loop")) for loop in app.background
+        ]
+        stop = asyncio.create_task(told.stop.wait())
+        done, _ = await asyncio.wait({stop, *loops}, return_when=asyncio.FIRST_COMPLETED)
+        await app.server.set_serving(False)
+        if stop in done:
+            log.info("%s drains", name)
+            await asyncio.sleep(settings.drain_wait_seconds)
+        await app.server.stop(settings.drain_grace_seconds)
+        for task in (stop, *loops):
+            task.cancel()
+        await asyncio.gather(stop, *loops, return_exceptions=True)
+        for task in done - {stop}:
+            raise RuntimeError(f"{task.get_name()} ended by itself") from task.exception()
+    log.info("%s stopped", name)
+
+
+class _Told:
+    """Signals: the first asks to stop (or ends the start), the second exits."""
+
+    def __init__(self, starting: asyncio.Task[Any] | None) -> None:
+        self.stop = asyncio.Event()
+        self._starting = starting
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._received)
+
+    def started(self) -> None:
+        self._starting = None
+
+    def _received(self) -> None:
+        if self.stop.is_set():
+            os._exit(1)
+        self.stop.set()
+        if self._starting is not None:
+            self._starting.cancel()
