@@ -36,10 +36,14 @@ def generate(root: Path) -> Path:
         f"-I{files('grpc_tools') / '_proto'}",
         *(f"--plugin=protoc-gen-{name}={path}" for name, path in plugins.items()),
         *(f"--{out}_out={staging}" for out in ("python", "grpc_python", "mypy", "mypy_grpc")),
+        # With the comments, which generated code does not carry: the gateway's OpenAPI document shows them.
+        "--include_source_info",
+        f"--descriptor_set_out={staging / 'descriptors.binpb'}",
         *(str(p) for p in protos),
     ]
     if protoc.main(arguments) != 0:
         raise RuntimeError("protoc failed; its message is above")
+    (staging / "descriptors.binpb").rename(staging / "twotruths" / "descriptors.binpb")
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
     return target
