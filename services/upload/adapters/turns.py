@@ -1,0 +1,89 @@
+"""Turns at a part: one writer at a time, and the newest goes next.
+
+A client whose connection broke tries again while its first stream may still look alive. So a new writer
+interrupts the one before, also when that waits for bytes that never come, and begins once it has let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.common.errors import Aborted, ServiceError
+from services.upload.reasons import Reason
+
+
+class Turn:
+    """One writer's turn. It may be interrupted only between pieces, never while a piece is written."""
+
+    def __init__(self) -> None:
+        self._refusal: ServiceError | None = None
+        self._reading: asyncio.Timeout | None = None
+
+    def interrupt(self, refusal: ServiceError) -> None:
+        """Lets the writer end with ``refusal`` at its next piece, and not wait for that."""
+        self._refusal = self._refusal or refusal
+        if self._reading is not None:
+            self._reading.reschedule(0)
+
+    def check(self) -> None:
+        """Raises the refusal if the turn was interrupted."""
+        if self._refusal is not None:
+            raise self._refusal
+
+    async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
+        """The next piece, or None at the end. Raises the refusal if the turn is interrupted."""
+        self.check()
+        try:
+            async with asyncio.timeout(None) as self._reading:
+                return await anext(pieces, None)
+        except TimeoutError:
+            self.check()
+            raise
+        finally:
+            self._reading = None
+
+
+class _Line:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.newest: Turn | None = None
+        self.members = 0
+
+
+class Turns:
+    """The turns at all parts of a store."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, int], _Line] = {}
+
+    @asynccontextmanager
+    async def take(self, upload: str, number: int) -> AsyncIterator[Turn]:
+        """Waits for the part and holds it within the block. Raises Aborted (CHUNK_SUPERSEDED) when a newer
+        writer came meanwhile."""
+        key = (upload, number)
+        line = self._lines.setdefault(key, _Line())
+        turn = Turn()
+        if line.newest is not None:
+            line.newest.interrupt(
+                Aborted(f"a newer writer of chunk {number} took over", reason=Reason.CHUNK_SUPERSEDED)
+            )
+        line.newest = turn
+        line.members += 1
+        try:
+            async with line.lock:
+                turn.check()
+                yield turn
+        finally:
+            line.members -= 1
+            if line.members == 0:
+                del self._lines[key]
+
+    async def clear(self, upload: str, refusal: ServiceError) -> None:
+        """Interrupts every writer of the upload and waits until they have let go."""
+        for (key, _), line in list(self._lines.items()):
+            if key == upload and line.newest is not None:
+                line.newest.interrupt(refusal)
+                async with line.lock:
+                    pass

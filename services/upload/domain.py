@@ -1,0 +1,218 @@
+"""The life of an upload: open → assembling → completed or failed; or open → cancelled or expired.
+
+Which parts are stored is not written down here: the parts themselves say. A phone's "pending" and
+"in progress" follow from both. Every transition answers a new :class:`Upload`, or the same one when there
+is nothing to do, so that each may be tried again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+
+from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ServiceError
+from services.upload import signatures
+from services.upload.grid import Grid, Part
+from services.upload.reasons import Reason
+
+TYPE_MISMATCH = "file_type_mismatch"
+DATA_LOST = "data_lost"
+
+
+class UploadState(StrEnum):
+    """What is written down; values are the names in the contract."""
+
+    OPEN = "UPLOAD_STATE_OPEN"
+    ASSEMBLING = "UPLOAD_STATE_ASSEMBLING"
+    COMPLETED = "UPLOAD_STATE_COMPLETED"
+    FAILED = "UPLOAD_STATE_FAILED"
+    CANCELLED = "UPLOAD_STATE_CANCELLED"
+    EXPIRED = "UPLOAD_STATE_EXPIRED"
+
+
+class UploadStatus(StrEnum):
+    """What phones see; values are the names in the contract."""
+
+    PENDING = "UPLOAD_STATUS_PENDING"
+    IN_PROGRESS = "UPLOAD_STATUS_IN_PROGRESS"
+    COMPLETED = "UPLOAD_STATUS_COMPLETED"
+    FAILED = "UPLOAD_STATUS_FAILED"
+    CANCELLED = "UPLOAD_STATUS_CANCELLED"
+    EXPIRED = "UPLOAD_STATUS_EXPIRED"
+
+
+class UploadPurpose(StrEnum):
+    """What an upload is for; values are the names in the contract."""
+
+    GENERIC = "UPLOAD_PURPOSE_GENERIC"
+    MERGE_CLIP = "UPLOAD_PURPOSE_MERGE_CLIP"
+
+
+class DigestRefused(Exception):
+    """The whole file has the SHA-256 ``actual`` (hex) and not the one that was promised or claimed."""
+
+    def __init__(self, actual: str) -> None:
+        super().__init__(actual)
+        self.actual = actual
+
+
+class TypeRefused(Exception):
+    """The whole file is not of the type it was announced as."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An assembled file: its size in bytes, its SHA-256 in hex, its first ``signatures.HEAD_BYTES`` bytes."""
+
+    size: int
+    sha256: str
+    head: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """The record of one upload, field by field ``twotruths.upload.v1.UploadRecord``, which says what each is."""
+
+    id: str
+    owner: str
+    filename: str
+    mime_type: str
+    size: int
+    chunk_size: int
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime
+    promised_sha256: str = ""
+    purpose: UploadPurpose = UploadPurpose.GENERIC
+    merge_session_id: str = ""
+    video_index: int = -1
+    sibling_ids: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    state: UploadState = UploadState.OPEN
+    manifest: tuple[Part, ...] = ()
+    sha256: str = ""
+    object_key: str = ""
+    error_type: str = ""
+    error_message: str = ""
+    completed_at: datetime | None = None
+    request_fingerprint: str = ""
+    claimed_sha256: str = ""
+
+    @property
+    def grid(self) -> Grid:
+        """Where each part lies."""
+        return Grid(self.size, self.chunk_size)
+
+    def state_at(self, now: datetime) -> UploadState:
+        """The state, expired as soon as the time is over and not only when the sweep has written it down."""
+        if self.state is UploadState.OPEN and now >= self.expires_at:
+            return UploadState.EXPIRED
+        return self.state
+
+    def ended(self, now: datetime) -> bool:
+        """Whether nothing can change any more."""
+        return self.state_at(now) not in {UploadState.OPEN, UploadState.ASSEMBLING}
+
+    def require_open(self, now: datetime) -> None:
+        """Raises FailedPrecondition (UPLOAD_EXPIRED, UPLOAD_CLOSED) when it takes no more parts."""
+        state = self.state_at(now)
+        if state is not UploadState.OPEN:
+            raise closed(state)
+
+    def begin_assembly(self, manifest: tuple[Part, ...], claimed: str, now: datetime) -> Upload:
+        """Fixes the manifest; from now on parts are refused. One that is past open already is left as it is."""
+        if self.state is not UploadState.OPEN:
+            return self
+        self.require_open(now)
+        return replace(
+            self, state=UploadState.ASSEMBLING, manifest=manifest, claimed_sha256=claimed, updated_at=now
+        )
+
+    def check(self, whole: Whole) -> None:
+        """Raises DigestRefused or TypeRefused when this is not the file that was announced."""
+        if self.refuses_digest(whole.sha256, self.claimed_sha256):
+            raise DigestRefused(whole.sha256)
+        if not signatures.matches(self.mime_type, whole.head):
+            raise TypeRefused
+
+    def refuses_digest(self, actual: str, claimed: str) -> bool:
+        """Whether the file's digest contradicts what initiate promised or a complete call claimed; "" is no claim."""
+        return any(expected not in {"", actual} for expected in (self.promised_sha256, claimed))
+
+    def reopen(self, now: datetime) -> Upload:
+        """Back to open: the complete call that claimed another digest was wrong, the parts may be right."""
+        if self.state is not UploadState.ASSEMBLING:
+            return self
+        return replace(self, state=UploadState.OPEN, manifest=(), claimed_sha256="", updated_at=now)
+
+    def complete(self, whole: Whole, object_key: str, now: datetime) -> Upload:
+        """The file is in the object store under this key."""
+        if self.state is not UploadState.ASSEMBLING:
+            return self
+        return replace(
+            self,
+            state=UploadState.COMPLETED,
+            sha256=whole.sha256,
+            object_key=object_key,
+            completed_at=now,
+            updated_at=now,
+        )
+
+    def fail(self, error_type: str, message: str, now: datetime) -> Upload:
+        """The file is refused for good."""
+        if self.state is not UploadState.ASSEMBLING:
+            return self
+        return replace(
+            self, state=UploadState.FAILED, error_type=error_type, error_message=message, updated_at=now
+        )
+
+    def cancel(self, now: datetime) -> Upload:
+        """Given up by its owner; one that failed, expired or was cancelled before stays as it is. Raises
+        FailedPrecondition (UPLOAD_CLOSED) when it is completed. Not for one that is being assembled."""
+        if self.state is UploadState.COMPLETED:
+            raise closed(self.state)
+        if self.state is not UploadState.OPEN:
+            return self
+        return replace(self, state=UploadState.CANCELLED, updated_at=now)
+
+    def expire(self, now: datetime) -> Upload:
+        """Given up when it is open past its time."""
+        if self.state is self.state_at(now):
+            return self
+        return replace(self, state=UploadState.EXPIRED, updated_at=now)
+
+    def status(self, any_part: bool, now: datetime) -> UploadStatus:
+        """What phones see, given whether any part is stored."""
+        state = self.state_at(now)
+        if state is UploadState.OPEN:
+            return UploadStatus.IN_PROGRESS if any_part else UploadStatus.PENDING
+        if state is UploadState.ASSEMBLING:
+            return UploadStatus.IN_PROGRESS
+        return UploadStatus[state.name]
+
+
+def closed(state: UploadState) -> FailedPrecondition:
+    """The refusal of an upload that is not open."""
+    if state is UploadState.EXPIRED:
+        return FailedPrecondition("the upload's expires_at has passed", reason=Reason.UPLOAD_EXPIRED)
+    return FailedPrecondition(f"the upload is {state.name.lower()}", reason=Reason.UPLOAD_CLOSED)
+
+
+def not_found() -> NotFound:
+    """The refusal of an id under which the caller has nothing."""
+    return NotFound("no upload of yours has this id", reason=Reason.UPLOAD_NOT_FOUND)
+
+
+def wrong_digest(actual: str) -> InvalidArgument:
+    """The refusal of a complete call whose digest the file does not have."""
+    return InvalidArgument.field(
+        "file_hash", f"the file has the SHA-256 {actual}", reason=Reason.FILE_DIGEST_MISMATCH
+    )
+
+
+def refused(upload: Upload) -> ServiceError:
+    """Why an upload failed, as the error that its complete call answers."""
+    if upload.error_type == TYPE_MISMATCH:
+        return InvalidArgument.field("mime_type", upload.error_message, reason=Reason.FILE_TYPE_MISMATCH)
+    return FailedPrecondition(f"the upload failed: {upload.error_message}", reason=Reason.UPLOAD_CLOSED)

@@ -1,0 +1,88 @@
+"""What the upload use cases need from outside: a place for parts, the state store and the progress bus."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, TypeAlias
+
+from services.common.progress import ProgressBus
+from services.common.state import StateStore
+from services.upload.domain import Upload, Whole
+from services.upload.grid import Grid, Part
+
+UploadStore: TypeAlias = StateStore[Upload]
+"""The records, at ``owned_key(owner, id)``."""
+
+Hints: TypeAlias = ProgressBus
+"""Hints of kind "upload": this upload changed, look again."""
+
+Confirm: TypeAlias = Callable[[Part], Awaitable[None]]
+"""Called with a part that was received whole, before it counts as stored; raises to refuse it."""
+
+Check: TypeAlias = Callable[[Whole], None]
+"""Called with the assembled file before it becomes an object; raises to refuse it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The parts that are stored, in any order, and when the last one came (None without parts)."""
+
+    parts: tuple[Part, ...] = ()
+    changed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part that is stored, now or (``existed``) before."""
+
+    part: Part
+    existed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """An upload that has bytes in the part store, and when they last changed."""
+
+    upload: str
+    changed_at: datetime
+
+
+class PartStore(Protocol):
+    """Parts of uploads until they are a file. ``upload`` is the key of the upload's record.
+
+    A part exists if and only if :meth:`list_parts` answers it, and what exists survives a kill of any process.
+    Every method raises Unavailable when the store does not answer.
+    """
+
+    async def put_part(
+        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
+    ) -> StoredPart:
+        """Stores a part if there is none: hashes ``pieces`` as they come, never holding the part whole, awaits
+        ``confirm`` and only then lets the part exist. The same bytes again write nothing.
+
+        Of two writers of one part the newer goes on. Raises OutOfRange (CHUNK_OUT_OF_RANGE), InvalidArgument
+        (CHUNK_SIZE_MISMATCH), AlreadyExists (CHUNK_CONFLICT: other bytes are stored, they stay), Aborted
+        (CHUNK_SUPERSEDED), FailedPrecondition (UPLOAD_CLOSED: discarded meanwhile), ResourceExhausted
+        (STORAGE_FULL: what was stored before is intact), and what ``pieces`` and ``confirm`` raise.
+        """
+
+    async def list_parts(self, upload: str, grid: Grid) -> Ledger:
+        """The parts that exist; none for an upload that is not known."""
+
+    async def assemble(
+        self, upload: str, grid: Grid, manifest: tuple[Part, ...], object_key: str, check: Check
+    ) -> Whole:
+        """Makes one object of exactly the parts of the manifest, unless ``check`` refuses it. The parts may go.
+
+        May be called again after it was cut off anywhere, also when the object is there already. Raises DataLoss
+        when a part of the manifest is not there, ResourceExhausted (STORAGE_FULL), and what ``check`` raises:
+        then the parts are as they were.
+        """
+
+    async def discard(self, upload: str) -> None:
+        """Removes the upload's parts and stops their writers; an upload that is not known is no error."""
+
+    def list_uploads(self) -> AsyncIterator[Staged]:
+        """The uploads that have bytes here, in any order."""
