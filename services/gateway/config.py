@@ -1,0 +1,24 @@
+"""The gateway's settings."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.common.settings import CommonSettings
+
+MIB = 1 << 20
+
+
+class GatewaySettings(CommonSettings):
+    """Where the gateway listens, and the bounds of what it takes from strangers."""
+
+    gateway_listen: str = Field("127.0.0.1:8080", description="where the gateway listens; port 0 picks a free one")
+    gateway_max_body_bytes: int = Field(MIB, gt=0, description="largest JSON or form body")
+    gateway_max_chunk_bytes: int = Field(64 * MIB, gt=0, description="largest body of a chunk request")
+    gateway_max_path_bytes: int = Field(4096, gt=0, description="longest path with query")
+    gateway_max_token_bytes: int = Field(4096, gt=0, description="longest bearer token")
+    gateway_call_timeout_seconds: float = Field(60.0, gt=0, description="deadline of a call to a service")
+    gateway_read_timeout_seconds: float = Field(30.0, gt=0, description="longest silence within a request body")
+    gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
+    gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
+    gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")
