@@ -1,6 +1,7 @@
 """Small real videos for the demo and the tests: known colour, known flashes, known beeps, nothing downloaded.
 
-A clip shows one colour under a drifting texture. Half a second into every second it turns white for
+A clip shows one colour under a drifting texture, and black in the top left quarter of the stored width and
+height, which tells how it was turned. Half a second into every second it turns white for
 :data:`FLASH_SECONDS` and a beep of the same length starts at the same instant, over a soft tone. So from any
 file made out of such clips one can measure which clip a frame is from and how far sound and picture are apart.
 
@@ -37,8 +38,9 @@ FLASH_AT = Fraction(1, 2)
 FLASH_SECONDS = Fraction(1, 10)
 BEEP_HERTZ, TONE_HERTZ = 1000, 220
 BEEP_LEVEL, TONE_LEVEL = 14_000, 700
-MICROSECONDS = Fraction(1, 1_000_000)
+CLOCK = Fraction(1, 90_000)  # of clips with a variable rate: fits 24, 25, 30 and 60 fps
 SD_LINES = 576
+BLACK = 16
 
 VIDEO_CODECS = {
     "h264": ("libx264", {"preset": "ultrafast", "crf": "20"}),
@@ -132,7 +134,7 @@ def _video(out: OutputContainer, codec: str, fps: int, size: tuple[int, int], va
     stream = cast(VideoStream, out.add_stream(encoder, rate=fps, options=options))
     stream.codec_context.width, stream.codec_context.height = size
     stream.codec_context.pix_fmt = "yuv420p"
-    stream.codec_context.time_base = MICROSECONDS if variable else Fraction(1, fps)
+    stream.codec_context.time_base = CLOCK if variable else Fraction(1, fps)
     stream.codec_context.thread_count = 1
     return stream
 
@@ -174,7 +176,10 @@ def _picture(size: tuple[int, int], colour: Colour, texture: bytes, drift: int) 
     plane = frame.planes[0]
     if texture:
         brighter = bytes(min(255, max(0, luma + v - 12)) for v in range(256))
-        plane.update(texture[drift % 4096 :][: plane.buffer_size].translate(brighter))
+        pixels = bytearray(texture[drift % 4096 :][: plane.buffer_size].translate(brighter))
+        for row in range(0, size[1] // 4 * plane.line_size, plane.line_size):
+            pixels[row : row + size[0] // 4] = bytes([BLACK]) * (size[0] // 4)
+        plane.update(bytes(pixels))
     else:
         plane.update(bytes([luma]) * plane.buffer_size)
     for plane, value in zip(frame.planes[1:], chroma, strict=True):

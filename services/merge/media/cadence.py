@@ -52,9 +52,10 @@ class Cadence(Generic[T]):
             return
         if not 0 < end - last <= MAX_TAIL:
             end = last + (gap if 0 < gap <= USUAL_GAP else Fraction(1, FPS))
-        total = max(self.count + 1, self._slot(end))
-        yield self.count, total - self.count, held
-        self.count = total
+        total = max(1, self.count, self._slot(end))
+        if total > self.count:  # else the last frame ends before the middle of its slot
+            yield self.count, total - self.count, held
+            self.count = total
 
     def _slot(self, time: Fraction) -> int:
         assert self.start is not None

@@ -84,7 +84,8 @@ def _write_video(
         fitter = Fitter(canvas, decoder.sample_aspect_ratio or Fraction(1), source.threads)
         try:
             for slot, repeats, frame in cadence.slots(_shown(source.frames(container, decoder))):
-                picture = fitter.fit(frame)
+                with as_media_error(ErrorType.DECODE_FAILED, "This video's pictures cannot be converted."):
+                    picture = fitter.fit(frame)
                 for k in range(slot, slot + repeats):
                     picture.pts, picture.time_base = k, Fraction(1, FPS)
                     picture.pict_type = PictureType.I if k == 0 else PictureType.NONE

@@ -5,8 +5,8 @@ first and in one step with the colour conversion; turning comes after it, when t
 
 Colour. The scaler must be told the source's matrix: left to itself it assumes BT.601 for all untagged
 input and shifts the colours of HD clips. Untagged is taken as players take it: BT.709 above 576 lines.
-HDR (PQ, HLG) and BT.2020 go through the scaler's colour management, perceptual intent. That costs up to
-0.7 CPU-seconds a full HD frame, so it happens at canvas size, after a first scaler that keeps the depth.
+HDR (PQ, HLG) and BT.2020 go through the scaler's colour management, perceptual intent, at canvas size and after
+a first scaler that keeps the depth. Its tables cost 4 CPU-seconds once a clip, then 0.01 a 720p frame.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ import av
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 
-from services.merge.media.source import Source, demux, seconds
+from services.merge.media.errors import ErrorType
+from services.merge.media.source import Source, as_media_error, demux, seconds
 from services.merge.timeline import SAMPLE_RATE
 
 SAMPLE_BYTES = 4  # two channels of 16 bits
@@ -98,17 +99,19 @@ class _Run:
     def add(self, frame: AudioFrame) -> Iterator[tuple[int, bytes]]:
         self._taken += frame.samples
         frame.pts = None  # its place is known; a rounded pts must not make the filter fill or drop
-        yield from self._out(self._resampler.resample(frame))
+        yield from self._out(frame)
 
     def finish(self) -> Iterator[tuple[int, bytes]]:
-        yield from self._out(self._resampler.resample(None))
+        yield from self._out(None)
 
-    def _out(self, frames: Sequence[AudioFrame | None]) -> Iterator[tuple[int, bytes]]:
-        for frame in frames:
-            if frame is None:  # what flushing gives when there was nothing to convert
+    def _out(self, frame: AudioFrame | None) -> Iterator[tuple[int, bytes]]:
+        with as_media_error(ErrorType.DECODE_FAILED, "This video's sound cannot be converted."):
+            converted: Sequence[AudioFrame | None] = self._resampler.resample(frame)
+        for piece in converted:
+            if piece is None:  # what flushing gives when there was nothing to convert
                 continue
-            yield self._position, bytes(frame.planes[0])[: frame.samples * SAMPLE_BYTES]
-            self._position += frame.samples
+            yield self._position, bytes(piece.planes[0])[: piece.samples * SAMPLE_BYTES]
+            self._position += piece.samples
 
 
 def _shape(frame: AudioFrame) -> tuple[int, str, str]:

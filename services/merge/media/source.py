@@ -115,10 +115,13 @@ def seconds(ticks: int, time_base: Fraction | None) -> Fraction:
 
 @contextmanager
 def as_media_error(error_type: ErrorType, message: str) -> Iterator[None]:
-    """Translate what FFmpeg raises; running out of memory or output keeps its own type."""
+    """Translate what FFmpeg raises; running out of memory or output keeps its own type.
+
+    "External" is how an encoder library reports a failed allocation; settings it refuses come otherwise.
+    """
     try:
         yield
-    except MemoryError as error:  # PyAV's own ENOMEM is one as well
+    except (MemoryError, av.error.ExternalError) as error:  # PyAV's own ENOMEM is a MemoryError
         raise MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.") from error
     except av.error.FFmpegError as error:
         if error.errno == errno.EFBIG:
