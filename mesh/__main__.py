@@ -1,0 +1,120 @@
+"""The command line: ``mesh up``, ``mesh demo``, ``mesh token``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from mesh.errors import MeshError
+from services.common.keys import ALL_SCOPES, KeyRing
+
+app = typer.Typer(
+    name="mesh",
+    help="Runs the whole mesh on this machine: a broker, four services, workers and a gateway for phones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+State = Annotated[Path, typer.Option(help="Where data, keys and logs of this mesh are kept.")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="The gateway's port.", show_default="8080")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=64, help="How many merge workers.", show_default="one a CPU, at most 4")
+]
+FreePorts = Annotated[
+    bool, typer.Option("--free-ports", help="Pick free ports for everything, to run several meshes.")
+]
+
+DEFAULT_STATE = Path(".mesh")
+
+
+@app.command()
+def up(
+    state: State = DEFAULT_STATE, port: Port = None, workers: Workers = None, free_ports: FreePorts = False
+) -> None:
+    """Start everything and keep it running until Ctrl-C.
+
+    Services come up in health order and are restarted when they die. A second Ctrl-C kills at once.
+    NATS_URL uses a NATS server that runs already (2.11 or newer, with JetStream); TWOTRUTHS_… settings in
+    the environment reach all services.
+    """
+    from mesh import topology
+    from mesh.up import up as run_up
+
+    options = topology.Options(state, workers or topology.default_workers(), port, free_ports)
+    _run(run_up(options, Console()))
+
+
+@app.command()
+def demo(
+    clips: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Three videos of your own; without them, three are made.", dir_okay=False, exists=True
+        ),
+    ] = None,
+    state: State = DEFAULT_STATE,
+    port: Port = None,
+    workers: Workers = None,
+    free_ports: FreePorts = False,
+) -> None:
+    """Play the whole game once through the gateway, as two phones would.
+
+    Uses the mesh that runs on --state, or starts one and stops it afterwards (--port, --workers and
+    --free-ports are for that). Ends with one line `DEMO OK {json}`.
+    """
+    from mesh import topology
+    from mesh.demo import demo as run_demo
+
+    if clips and len(clips) != 3:
+        _fail(MeshError(f"mesh demo takes three clips or none, not {len(clips)}"))
+    options = topology.Options(state, workers or topology.default_workers(), port, free_ports)
+    if not _run(run_demo(options, clips or [], Console())):
+        _fail(MeshError("the demo was interrupted"), status=130)
+
+
+@app.command()
+def token(
+    user: Annotated[str, typer.Option(help="The player: the token's subject.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="A scope; may be given again.", show_default=" ".join(ALL_SCOPES))
+    ] = None,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Print a development token of a player, valid for a day, and nothing else."""
+    try:
+        ring = KeyRing.create(state / "keys")
+    except OSError as error:
+        _fail(MeshError(f"no keys in {state / 'keys'}: {error.strerror}"))
+    typer.echo(ring.player_token(user, scopes=scope or ALL_SCOPES))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> bool:
+    from mesh import interrupt
+
+    try:
+        return interrupt.run(main)
+    except MeshError as error:
+        _fail(error)
+
+
+def _fail(error: MeshError, status: int = 1) -> NoReturn:
+    if error.detail:
+        print(error.detail, file=sys.stderr)
+    print(f"mesh: {error}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """The entry point ``mesh``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

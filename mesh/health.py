@@ -1,0 +1,74 @@
+"""Health checks: each asks the real thing once, and raises when it is not ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import grpc
+import nats
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+HealthCheck = Callable[[], Awaitable[None]]
+"""Raises NotReady, or what the attempt raised, unless the process does its work."""
+
+_TIMEOUT = 2.0
+_INTERVAL = 0.1
+
+
+class NotReady(Exception):
+    """It answers, and says that it does not serve."""
+
+
+async def until_healthy(check: HealthCheck) -> None:
+    """Asks again and again until the check passes. It has no end of its own: put a timeout around it."""
+    while True:
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                await check()
+        except Exception:  # whatever it was: not ready yet
+            await asyncio.sleep(_INTERVAL)
+        else:
+            return
+
+
+def jetstream(url: str) -> HealthCheck:
+    """A NATS server that takes connections and has JetStream."""
+
+    async def ignore(_: Exception) -> None:
+        """The error is raised by connect as well."""
+
+    async def check() -> None:
+        connection = await nats.connect(url, allow_reconnect=False, connect_timeout=1, error_cb=ignore)
+        try:
+            await connection.jetstream(timeout=1).account_info()
+        finally:
+            await connection.close()
+
+    return check
+
+
+def grpc_service(target: str) -> HealthCheck:
+    """A gRPC server whose overall health (grpc.health.v1) is SERVING."""
+
+    async def check() -> None:
+        async with grpc.aio.insecure_channel(target) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise NotReady(target)
+
+    return check
+
+
+def http(url: str) -> HealthCheck:
+    """An HTTP server that answers 200 there."""
+
+    async def check() -> None:
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
+            if response.status != 200:
+                raise NotReady(url)
+
+    return check

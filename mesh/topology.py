@@ -1,0 +1,137 @@
+"""What runs on one machine: the processes, where each listens and the environment that tells it so."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mesh import health, nats, ports
+from mesh.ports import HOST
+from mesh.state import MeshInfo, StateDirectory
+from mesh.supervisor import ProcessSpec
+from services.common.keys import KeyRing
+
+SERVICES = ("upload", "merge", "challenge")
+MOST_WORKERS = 4
+
+
+def default_workers() -> int:
+    """One a processor, at most four: more would only share them."""
+    return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the mesh is to run. ``port`` is the gateway's: None is the fixed one, a free one with ``free_ports``."""
+
+    state: Path
+    workers: int
+    port: int | None = None
+    free_ports: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The processes in an order in which each comes after those it needs, and where they are reached."""
+
+    specs: tuple[ProcessSpec, ...]
+    ports: Mapping[str, int]
+    nats_url: str
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{HOST}:{self.ports['gateway']}"
+
+    def info(self, processes: Mapping[str, int], *, healthy: bool) -> MeshInfo:
+        """What ``mesh.json`` says about it."""
+        return MeshInfo(
+            pid=os.getpid(),
+            healthy=healthy,
+            gateway_url=self.gateway_url,
+            nats_url=self.nats_url,
+            grpc_targets={name: f"{HOST}:{self.ports[name]}" for name in SERVICES},
+            ports=dict(self.ports),
+            processes=dict(processes),
+        )
+
+
+def plan(options: Options, state: StateDirectory) -> Topology:
+    """Chooses ports, makes keys that are missing and writes the broker's configuration.
+
+    Raises MeshError when a port is taken or there is no NATS server to run.
+    """
+    workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
+    external = nats.external_url()
+    names = ["gateway", *SERVICES, *workers, *([] if external else ["nats"])]
+    chosen = ports.choose(names, free=options.free_ports, gateway=options.port)
+    nats_url = external or f"nats://{HOST}:{chosen['nats']}"
+    environment = _environment(state, chosen, nats_url)
+    broker = () if external else (_broker(state, chosen["nats"]),)
+    needs = tuple(spec.name for spec in broker)
+    services = (
+        _service("upload", environment, chosen, needs),
+        # Merge follows the uploads' state stream, which upload makes.
+        _service("merge", environment, chosen, (*needs, "upload")),
+        _service("challenge", environment, chosen, needs),
+        *(_worker(name, environment, chosen[name], (*needs, "merge")) for name in workers),
+    )
+    gateway = ProcessSpec(
+        name="gateway",
+        command=_module("services.gateway"),
+        environment=environment,
+        check=health.http(f"http://{HOST}:{chosen['gateway']}/api/v1/health"),
+        after=tuple(spec.name for spec in services),
+    )
+    return Topology(specs=(*broker, *services, gateway), ports=chosen, nats_url=nats_url)
+
+
+def _environment(state: StateDirectory, chosen: Mapping[str, int], nats_url: str) -> dict[str, str]:
+    """This process's environment, so that TWOTRUTHS_… settings reach the services, and what the mesh decides."""
+    settings: dict[str, object] = {
+        "nats_url": nats_url,
+        "data_dir": state.data,
+        **KeyRing.create(state.keys).settings(),
+        **{f"{name}_target": f"dns:///{HOST}:{chosen[name]}" for name in SERVICES},
+        **{f"{name}_listen": f"{HOST}:{chosen[name]}" for name in ("gateway", *SERVICES)},
+    }
+    decided = {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
+    # Calls of phones are short; whoever presses Ctrl-C should not wait for the default of a cluster.
+    drain = {"TWOTRUTHS_DRAIN_GRACE_SECONDS": "5"}
+    return {**drain, **os.environ, **decided}
+
+
+def _broker(state: StateDirectory, port: int) -> ProcessSpec:
+    server = nats.find_server()
+    config = state.root / "nats.conf"
+    nats.write_config(config, port=port, store=state.nats)
+    return ProcessSpec(
+        name="nats",
+        command=(str(server), "-c", str(config)),
+        environment=os.environ,
+        check=health.jetstream(f"nats://{HOST}:{port}"),
+    )
+
+
+def _service(
+    name: str, environment: Mapping[str, str], chosen: Mapping[str, int], after: tuple[str, ...]
+) -> ProcessSpec:
+    check = health.grpc_service(f"{HOST}:{chosen[name]}")
+    return ProcessSpec(name, _module(f"services.{name}"), environment, check, after)
+
+
+def _worker(name: str, environment: Mapping[str, str], port: int, after: tuple[str, ...]) -> ProcessSpec:
+    listen = f"{HOST}:{port}"
+    return ProcessSpec(
+        name=name,
+        command=_module("services.merge", "worker"),
+        environment={**environment, "TWOTRUTHS_WORKER_LISTEN": listen},
+        check=health.grpc_service(listen),
+        after=after,
+    )
+
+
+def _module(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", *arguments)
