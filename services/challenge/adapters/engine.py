@@ -6,12 +6,13 @@ timeout, instead of failing half-way because its snapshot is old. Readers never 
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
@@ -20,6 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from services.common.errors import Unavailable
 
+T = TypeVar("T")
+
 BUSY_TIMEOUT_SECONDS = 10
 _WRITES = "twotruths_writes"
 
@@ -27,28 +30,42 @@ _WRITES = "twotruths_writes"
 _TELLTALES = {"aiosqlite": logging.INFO, "sqlalchemy.engine": logging.WARNING}
 
 
-@dataclass(frozen=True, slots=True)
 class Database:
-    """An engine and its transactions, whose failures are Unavailable or carry no values."""
+    """An engine and its transactions.
 
-    engine: AsyncEngine
+    A transaction that began runs to its end even if the call that wanted it is cancelled: the drivers do not
+    like to be interrupted, and whoever asks again finds it done.
+    """
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes nothing. Raises Unavailable."""
-        with _failures():
-            async with self.engine.connect() as connection:
-                yield connection
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._running: set[asyncio.Task[Any]] = set()
 
-    @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction, committed at the end of the block. Raises Unavailable; IntegrityError passes."""
-        with _failures():
-            async with self.engine.execution_options(**{_WRITES: True}).begin() as connection:
-                yield connection
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """What ``work`` answers, in a transaction that writes nothing. Raises Unavailable."""
+        return await self._run(self._engine, work)
+
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """What ``work`` answers, in a transaction that is committed unless it raises. Raises Unavailable;
+        IntegrityError passes."""
+        return await self._run(self._engine.execution_options(**{_WRITES: True}), work)
+
+    async def _run(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        task = asyncio.create_task(_transaction(engine, work))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        """Ends the running transactions and closes the connections."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._engine.dispose()
+
+
+async def _transaction(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    with _failures():
+        async with engine.begin() as connection:
+            return await work(connection)
 
 
 def open_database(url: str) -> Database:
@@ -77,8 +94,10 @@ def _make_directory(url: URL) -> None:
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transactions: _begin_sqlite does
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
     cursor.execute("PRAGMA foreign_keys = ON")
+    # Kept in the file. The switch does not wait for locks: if it is refused, someone else is switching now.
+    with suppress(sqlite3.OperationalError):
+        cursor.execute("PRAGMA journal_mode = WAL")
     cursor.close()
 
 

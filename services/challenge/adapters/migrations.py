@@ -23,8 +23,7 @@ async def migrate(url: str) -> None:
     """
     database = open_database(url)
     try:
-        async with database.writing() as connection:
-            await connection.run_sync(_upgrade)
+        await database.write(lambda connection: connection.run_sync(_upgrade))
     finally:
         await database.close()
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -32,8 +33,7 @@ class SqlChallengeStore:
     async def add(self, challenge: Challenge, answer: Answer) -> Challenge | None:
         for _ in range(_ATTEMPTS):
             try:
-                async with self._database.writing() as connection:
-                    await _insert(connection, challenge, answer)
+                await self._database.write(partial(_insert, challenge, answer))
             except IntegrityError:
                 pass
             else:
@@ -52,8 +52,7 @@ class SqlChallengeStore:
         if not challenge_ids:
             return {}
         query = select(answers).where(answers.c.challenge_id.in_(challenge_ids))
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._database.read(partial(_rows, query))
         return {row.challenge_id: Answer(row.lie_statement_index, row.salt) for row in rows}
 
     async def feed(self, limit: int, after: Position | None = None) -> Sequence[Challenge]:
@@ -74,16 +73,14 @@ class SqlChallengeStore:
         if not after.is_live:
             values["live_video_id"] = None
         change = update(challenges).where(challenges.c.id == challenge_id, challenges.c.status == before.value)
-        async with self._database.writing() as connection:
-            return (await connection.execute(change.values(values))).rowcount == 1
+        return await self._database.write(partial(_changed, change.values(values))) == 1
 
     async def _one(self, condition: ColumnElement[bool]) -> Challenge | None:
         found = await self._all(select(challenges).where(condition))
         return found[0] if found else None
 
-    async def _all(self, query: Select[Any]) -> list[Challenge]:
-        async with self._database.reading() as connection:
-            return [_challenge(row) for row in (await connection.execute(query)).all()]
+    async def _all(self, query: Select[*tuple[Any, ...]]) -> list[Challenge]:
+        return [_challenge(row) for row in await self._database.read(partial(_rows, query))]
 
 
 class SqlGuessLedger:
@@ -95,8 +92,7 @@ class SqlGuessLedger:
     async def record(self, guess: Guess) -> Guess:
         for _ in range(_ATTEMPTS):
             try:
-                async with self._database.writing() as connection:
-                    return await _count(connection, guess)
+                return await self._database.write(partial(_count, guess))
             except IntegrityError:
                 pass
             made = await self.by_player(guess.player, [guess.challenge_id])
@@ -109,16 +105,24 @@ class SqlGuessLedger:
         if not challenge_ids:
             return {}
         query = select(guesses).where(guesses.c.player == player, guesses.c.challenge_id.in_(challenge_ids))
-        async with self._database.reading() as connection:
-            return {row.challenge_id: Guess(**row._mapping) for row in (await connection.execute(query)).all()}
+        rows = await self._database.read(partial(_rows, query))
+        return {row.challenge_id: Guess(**row._mapping) for row in rows}
 
     async def tally(self, challenge_id: str) -> Sequence[int]:
         query = select(tallies.c.guesses).where(tallies.c.challenge_id == challenge_id)
-        async with self._database.reading() as connection:
-            return (await connection.scalars(query.order_by(tallies.c.statement_index))).all()
+        rows = await self._database.read(partial(_rows, query.order_by(tallies.c.statement_index)))
+        return [row.guesses for row in rows]
 
 
-async def _insert(connection: AsyncConnection, challenge: Challenge, answer: Answer) -> None:
+async def _rows(query: Select[*tuple[Any, ...]], connection: AsyncConnection) -> Sequence[Row[*tuple[Any, ...]]]:
+    return (await connection.execute(query)).all()
+
+
+async def _changed(change: Update, connection: AsyncConnection) -> int:
+    return (await connection.execute(change)).rowcount
+
+
+async def _insert(challenge: Challenge, answer: Answer, connection: AsyncConnection) -> None:
     video = challenge.video
     row = {
         "id": challenge.id,
@@ -144,7 +148,7 @@ async def _insert(connection: AsyncConnection, challenge: Challenge, answer: Ans
     await connection.execute(insert(tallies), zeros)
 
 
-async def _count(connection: AsyncConnection, guess: Guess) -> Guess:
+async def _count(guess: Guess, connection: AsyncConnection) -> Guess:
     """The guess and its effects. The insert comes first: it fails before anything else when there is one."""
     row = asdict(guess)
     await connection.execute(insert(guesses).values(row))
@@ -160,7 +164,7 @@ async def _count(connection: AsyncConnection, guess: Guess) -> Guess:
     return replace(guess, score_after=score)
 
 
-def _challenge(row: Row[Any]) -> Challenge:
+def _challenge(row: Row[*tuple[Any, ...]]) -> Challenge:
     video = Video(
         id=row.video_id,
         owner=row.creator,
