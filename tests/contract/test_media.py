@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from mesh.clips import BLUE, GREEN, RED, Colour, Sound, make_clip, make_demo_cli
 from services.merge.media import runner as runner_module
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
+from services.merge.media.progress import Progress as Ticker
 from services.merge.media.runner import MediaRunner
+from services.merge.media.verify import verify
 from services.merge.timeline import FPS, SAMPLES_PER_FRAME, Canvas, Quality, canvas_for, segments
 from tests.contract.media_fixtures import beeps, flashes, looks_like, pictures, samples
 
@@ -111,6 +114,26 @@ async def test_clips_that_were_prepared_differently_are_not_joined(tmp_path: Pat
     job = MediaRunner().merge(parts, target, Quality.LOW, lambda *step: None)
     assert await failure(job) == ErrorType.VERIFICATION_FAILED
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "damage", "why"),
+    [
+        ((31,), False, "frames"),
+        ((20, 10), False, "keyframe"),
+        ((30,), True, "decode"),
+    ],
+)
+def test_verification_sees_a_wrong_file(tmp_path: Path, counts: tuple[int, ...], damage: bool, why: str) -> None:
+    path = tmp_path / "a.mp4"
+    make_clip(path, seconds=1, colour=RED)
+    with path.open("r+b") as file:
+        verify(file, (30,), (160, 120), 1, Ticker(lambda *step: None, 60))
+        if damage:
+            file.seek(path.stat().st_size // 2)
+            file.write(bytes(200))
+        with pytest.raises(MediaError, match=why):
+            verify(file, counts, (160, 120), 1, Ticker(lambda *step: None, 60))
 
 
 async def test_demo_clips_are_what_phones_send(tmp_path: Path, runner: MediaRunner) -> None:
@@ -459,18 +482,21 @@ async def test_a_missing_source_is_our_failure_and_may_be_retried(tmp_path: Path
 
 
 async def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
-    """The child waits in opening a pipe; its parent is killed without a chance to clean up."""
-    os.mkfifo(tmp_path / "pipe")
+    """The child is met at its first pipe and then waits at the second; its parent gets no chance to clean up."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    os.mkfifo(first)
+    os.mkfifo(second)
     script = f"""
 import asyncio, pathlib
-from services.merge.media.runner import MediaRunner
+from services.merge.media.runner import MediaRunner, Quality
 start = asyncio.create_subprocess_exec
 async def starting(*args, **kwargs):
     process = await start(*args, **kwargs)
     print(process.pid, flush=True)
     return process
 asyncio.create_subprocess_exec = starting
-asyncio.run(MediaRunner().probe(pathlib.Path({str(tmp_path / "pipe")!r})))
+pipes = [pathlib.Path({str(first)!r}), pathlib.Path({str(second)!r})]
+asyncio.run(MediaRunner().merge(pipes, pathlib.Path({str(tmp_path / "m.mp4")!r}), Quality.LOW, print))
 """
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, cwd=runner_module.ROOT
@@ -479,9 +505,15 @@ asyncio.run(MediaRunner().probe(pathlib.Path({str(tmp_path / "pipe")!r})))
     child = os.pidfd_open(int(await parent.stdout.readline()))
     gone = asyncio.Event()
     asyncio.get_running_loop().add_reader(child, gone.set)
-    parent.kill()
-    await parent.wait()
-    async with asyncio.timeout(10):
-        await gone.wait()
-    asyncio.get_running_loop().remove_reader(child)
-    os.close(child)
+    met = await asyncio.to_thread(os.open, first, os.O_WRONLY)
+    try:
+        parent.kill()
+        await parent.wait()
+        async with asyncio.timeout(10):
+            await gone.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child, signal.SIGKILL)
+        asyncio.get_running_loop().remove_reader(child)
+        os.close(child)
+        os.close(met)

@@ -42,8 +42,10 @@ def main() -> int:
         die_with_parent(job.parent)
         channel.send(result_line(_run(job, channel)))
     except MediaError as error:
-        if error.__cause__ is not None:
+        if error.retryable:
             traceback.print_exception(error)
+        elif error.__cause__ is not None:
+            sys.stderr.write(f"{error.__cause__!r}\n")
         channel.send(error_line(error))
     except Exception as error:
         traceback.print_exc()

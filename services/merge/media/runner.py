@@ -127,7 +127,8 @@ async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress
         raise MediaError(ErrorType.LIMIT_EXCEEDED, "Processing this video takes too long.") from error
     except MediaError as error:
         _kill(process)
-        log.warning("%s failed: %s\n%s", job.kind, error, await tail)
+        level = logging.WARNING if error.retryable else logging.INFO
+        log.log(level, "%s failed: %s\n%s", job.kind, error, await tail)
         raise
     except ProtocolError as error:
         _kill(process)

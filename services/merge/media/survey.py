@@ -1,8 +1,8 @@
 """What a clip's packets say, read once without decoding: how long it is, and whether all of it is there.
 
 Headers lie or are silent (a browser's webm has no duration), so the span comes from the packets and the header's
-claim serves for one thing only: packets that stop well before it mean a truncated upload. A webm without
-a duration that was cut off cannot be told from a shorter one.
+claim serves for one thing only: packets that stop well before it mean a truncated upload. A file without
+such a claim (a recorder's webm, a fragmented MP4) that was cut off cannot be told from a shorter one.
 """
 
 from __future__ import annotations
