@@ -1,0 +1,128 @@
+"""The object store in a directory: object ``a/b`` is the file ``<root>/objects/a/b``.
+
+An object appears by rename, so it is whole or not there; the file and its directory are synced before the
+call returns, so that it survives a loss of power.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from services.common.errors import NotFound, ResourceExhausted
+from services.common.objects import ObjectInfo
+
+_KEY = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
+_PIECE = 1 << 20
+
+
+class DirectoryObjectStore:
+    """Implements :class:`services.common.objects.ObjectStore` below ``root``, which is made if missing."""
+
+    def __init__(self, root: Path) -> None:
+        self._objects = root / "objects"
+        self._incoming = root / "incoming"  # the same file system, outside of what list() sees
+
+    async def put_file(self, key: str, source: Path) -> ObjectInfo:
+        return await asyncio.to_thread(self._put, key, source)
+
+    def _put(self, key: str, source: Path) -> ObjectInfo:
+        target = self._path(key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sync(source)
+            try:
+                source.replace(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy(source, target)
+            _sync(target.parent)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ResourceExhausted(
+                    "the object store is full", reason="STORAGE_FULL", retry_after=60
+                ) from error
+            raise
+        return self._info(key, target)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        staged = self._incoming / uuid.uuid4().hex
+        try:
+            shutil.copyfile(source, staged)
+            _sync(staged)
+            staged.replace(target)
+        finally:
+            staged.unlink(missing_ok=True)
+        source.unlink()
+
+    async def stat(self, key: str) -> ObjectInfo:
+        return await asyncio.to_thread(self._info, key, self._path(key))
+
+    @staticmethod
+    def _info(key: str, path: Path) -> ObjectInfo:
+        try:
+            stat = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"no object {key}") from None
+        return ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        try:
+            file = await asyncio.to_thread(self._path(key).open, "rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFound(f"no object {key}") from None
+        with file:
+            await asyncio.to_thread(file.seek, start)
+            left = None if end is None else end - start
+            while left is None or left > 0:
+                piece = await asyncio.to_thread(file.read, _PIECE if left is None else min(_PIECE, left))
+                if not piece:
+                    return
+                left = None if left is None else left - len(piece)
+                yield piece
+
+    async def delete(self, key: str) -> None:
+        path = self._path(key)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        for info in await asyncio.to_thread(self._below, prefix):
+            yield info
+
+    def _below(self, prefix: str) -> Sequence[ObjectInfo]:
+        found = []
+        # The last "/" of the prefix is as deep as the walk may begin.
+        for folder, _, names in os.walk(self._objects / prefix.rpartition("/")[0]):
+            for name in names:
+                path = Path(folder, name)
+                key = path.relative_to(self._objects).as_posix()
+                if key.startswith(prefix):
+                    stat = path.stat()
+                    found.append(ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)))
+        return found
+
+    def local_path(self, key: str) -> Path | None:
+        path = self._path(key)
+        return path if path.is_file() else None
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.match(key) or len(key) > 512:
+            raise ValueError(f"not an object key: {key!r}")
+        return self._objects / key
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

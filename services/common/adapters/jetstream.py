@@ -1,0 +1,118 @@
+"""The connection to NATS, and what its JetStream adapters share: making streams, and telling failures apart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, StreamConfig
+
+from services.common.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+# What a lost connection, a restarting server or a leader election look like. TimeoutError covers
+# nats.errors.TimeoutError, which is raised beside the builtin one.
+AWAY = (
+    TimeoutError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.NoRespondersError,
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.StaleConnectionError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+    OSError,
+)
+REQUEST_SECONDS = 2.0  # how long one request may take before its outcome is asked for
+PATIENCE_SECONDS = 12.0  # how long an operation is tried again: a broker restarts within this
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+
+
+async def connect(url: str, name: str) -> Client:
+    """Connects and stays connected: waits for a server that is not there yet, and comes back for ever."""
+
+    async def disconnected() -> None:
+        log.warning("NATS connection lost")
+
+    async def reconnected() -> None:
+        log.info("NATS connection is back")
+
+    async def failed(error: Exception) -> None:
+        log.debug("NATS: %s", error)
+
+    warned = False
+    while True:
+        try:
+            return await nats.connect(
+                servers=url.split(","),
+                name=name,
+                connect_timeout=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                disconnected_cb=disconnected,
+                reconnected_cb=reconnected,
+                error_cb=failed,
+            )
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            if not warned:
+                log.warning("waiting for NATS at %s: %s", url, error)
+                warned = True
+            await asyncio.sleep(0.25)
+
+
+async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
+    """Makes the stream or brings it to this configuration. Raises Unavailable."""
+
+    async def make() -> None:
+        try:
+            await js.add_stream(config)
+        except nats.js.errors.BadRequestError as error:
+            if error.err_code != 10058:  # the name is taken by a stream of another configuration
+                raise
+            await js.update_stream(config)
+
+    await patiently(make, f"stream {config.name}")
+
+
+async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerConfig) -> None:
+    """Makes the durable consumer or brings it to this configuration. Raises Unavailable."""
+
+    async def make() -> None:
+        await js.add_consumer(stream, config)
+
+    await patiently(make, f"consumer {config.durable_name}")
+
+
+async def patiently(operation: Callable[[], object], what: str) -> None:
+    """Runs an operation that may be repeated until it works. Raises Unavailable after PATIENCE_SECONDS."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+    while True:
+        try:
+            result = operation()
+            if asyncio.iscoroutine(result):
+                await result
+        except AWAY as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise away(what) from error
+            await asyncio.sleep(0.2)
+        else:
+            return
+
+
+def away(what: str) -> Unavailable:
+    """The error for a broker that does not answer."""
+    return Unavailable(f"{what}: the broker does not answer; try again", retry_after=2)
+
+
+def is_conflict(error: nats.js.errors.APIError) -> bool:
+    """Whether a publish was refused because its subject is at another sequence."""
+    return error.err_code in _WRONG_LAST_SEQUENCE

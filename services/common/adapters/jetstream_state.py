@@ -1,0 +1,179 @@
+"""The state store on a JetStream key-value bucket.
+
+A bucket *is* a stream ``KV_<bucket>`` with one message per subject ``$KV.<bucket>.<key>``. Writes are published
+to that subject directly, because nats-py's ``kv.update`` cannot carry a TTL and a write without one takes
+the record's TTL away. Each write has an operation id in its headers: when the answer to a publish is lost,
+reading the record back tells whether the write took effect. Reads go to the leader (``direct=False``), so an
+acknowledged write is always seen. An empty value (a delete marker, or what an expired TTL left) is no record,
+yet it has a revision, which the next create must name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import nats.js.errors
+from nats.aio.client import Client
+from nats.js.api import DiscardPolicy, Header, RetentionPolicy, StorageType, StreamConfig
+
+from services.common.adapters.jetstream import (
+    AWAY,
+    PATIENCE_SECONDS,
+    REQUEST_SECONDS,
+    away,
+    ensure_stream,
+    is_conflict,
+)
+from services.common.codec import Codec
+from services.common.state import Entry, RevisionConflict
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_OPERATION = "Twotruths-Operation"
+_MARKER_TTL_SECONDS = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """A subject's last message. ``value`` is None for a marker; ``revision`` 0 when there is no message."""
+
+    value: bytes | None
+    revision: int
+    operation: str
+
+
+class JetStreamStateStore(Generic[T]):
+    """Implements :class:`services.common.state.StateStore`. Call :meth:`ensure` before the first use."""
+
+    def __init__(self, client: Client, bucket: str, codec: Codec[T], *, replicas: int = 1) -> None:
+        self._nc = client
+        self._js = client.jetstream(timeout=REQUEST_SECONDS)
+        self._bucket = bucket
+        self._codec = codec
+        self._replicas = replicas
+
+    async def ensure(self) -> None:
+        """Makes the bucket if it is missing. Raises Unavailable."""
+        await ensure_stream(
+            self._js,
+            StreamConfig(
+                name=f"KV_{self._bucket}",
+                subjects=[f"$KV.{self._bucket}.>"],
+                max_msgs_per_subject=1,
+                discard=DiscardPolicy.NEW,
+                retention=RetentionPolicy.LIMITS,
+                storage=StorageType.FILE,
+                num_replicas=self._replicas,
+                allow_rollup_hdrs=True,
+                deny_delete=True,
+                allow_direct=True,
+                allow_msg_ttl=True,
+                subject_delete_marker_ttl=_MARKER_TTL_SECONDS,
+            ),
+        )
+
+    async def get(self, key: str) -> Entry[T] | None:
+        raw = await self._read(key)
+        return None if raw.value is None else Entry(key, self._codec.decode(raw.value), raw.revision)
+
+    async def create(self, key: str, value: T, *, ttl: float | None = None) -> Entry[T]:
+        data = self._codec.encode(value)
+        try:
+            revision = await self._write(key, data, 0, ttl)
+        except RevisionConflict:
+            raw = await self._read(key)
+            if raw.value is not None or raw.revision == 0:
+                raise
+            revision = await self._write(key, data, raw.revision, ttl)
+        return Entry(key, value, revision)
+
+    async def update(self, key: str, value: T, revision: int, *, ttl: float | None = None) -> Entry[T]:
+        return Entry(key, value, await self._write(key, self._codec.encode(value), revision, ttl))
+
+    async def delete(self, key: str, revision: int) -> None:
+        await self._write(key, b"", revision, _MARKER_TTL_SECONDS, {"KV-Operation": "DEL"})
+
+    async def list(self, prefix: str = "") -> AsyncIterator[Entry[T]]:
+        # A watch delivers what is there and then None; listing keys would scan the whole bucket.
+        bucket = await self._retry_read(lambda: self._js.key_value(self._bucket))
+        watcher: Any = await self._retry_read(
+            lambda: bucket.watch(f"{prefix}.>" if prefix else ">", ignore_deletes=True)
+        )
+        try:
+            while True:
+                update = await watcher.updates(timeout=PATIENCE_SECONDS)
+                if update is None:
+                    return
+                if update.value:
+                    yield Entry(update.key, self._codec.decode(update.value), update.revision)
+        except AWAY as error:
+            raise away(f"bucket {self._bucket}") from error
+        finally:
+            await watcher.stop()
+
+    async def _read(self, key: str) -> _Raw:
+        try:
+            message = await self._retry_read(
+                lambda: self._js.get_last_msg(f"KV_{self._bucket}", self._subject(key), direct=False)
+            )
+        except nats.js.errors.NotFoundError:
+            return _Raw(None, 0, "")
+        headers = message.headers or {}
+        gone = not message.data or "KV-Operation" in headers or "Nats-Marker-Reason" in headers
+        return _Raw(None if gone else message.data, message.seq or 0, headers.get(_OPERATION, ""))
+
+    async def _retry_read(self, read: Callable[[], Awaitable[R]]) -> R:
+        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await read()
+            except AWAY as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise away(f"bucket {self._bucket}") from error
+                await asyncio.sleep(0.1)
+
+    async def _write(
+        self, key: str, data: bytes, expected: int, ttl: float | None, extra: dict[str, str] | None = None
+    ) -> int:
+        """Publishes once in effect; answers the new revision. Raises RevisionConflict or Unavailable."""
+        operation = uuid.uuid4().hex
+        headers = {
+            Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(expected),
+            _OPERATION: operation,
+            **(extra or {}),
+        }
+        if ttl is not None:
+            headers["Nats-TTL"] = f"{max(1, round(ttl))}s"
+        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+        while True:
+            try:
+                ack = await self._js.publish(
+                    self._subject(key), data, stream=f"KV_{self._bucket}", headers=dict(headers)
+                )
+            except nats.js.errors.APIError as error:
+                if not is_conflict(error):
+                    raise
+                # It may be our own earlier publish, whose answer was lost, that is in the way.
+                raw = await self._read(key)
+                if raw.operation == operation:
+                    return raw.revision
+                raise RevisionConflict(key) from None
+            except AWAY as error:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise away(f"bucket {self._bucket}") from error
+                raw = await self._read(key)
+                if raw.operation == operation:
+                    return raw.revision
+                if raw.revision != expected:
+                    raise RevisionConflict(key) from None
+                await asyncio.sleep(0.1)
+            else:
+                return ack.seq
+
+    def _subject(self, key: str) -> str:
+        return f"$KV.{self._bucket}.{key}"

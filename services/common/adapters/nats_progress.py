@@ -1,0 +1,58 @@
+"""Progress hints over core NATS: subject ``progress.<kind>.<id>``, no storage, no acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from services.common.adapters.jetstream import AWAY
+from services.common.progress import Progress
+
+_BUFFER = 256
+
+
+class NatsProgressBus:
+    """Implements :class:`services.common.progress.ProgressBus`."""
+
+    def __init__(self, client: Client) -> None:
+        self._nc = client
+
+    async def publish(self, progress: Progress) -> None:
+        if not self._nc.is_connected:  # nats-py would buffer it until the connection is back
+            return
+        body = json.dumps({"unit": progress.unit, "done": progress.done, "total": progress.total})
+        with contextlib.suppress(nats.errors.Error, *AWAY):
+            await self._nc.publish(f"progress.{progress.kind}.{progress.id}", body.encode())
+
+    @asynccontextmanager
+    async def subscribe(self, kind: str, id_: str = "*") -> AsyncIterator[AsyncIterator[Progress]]:
+        queue: asyncio.Queue[Progress] = asyncio.Queue(_BUFFER)
+
+        async def received(message: Msg) -> None:
+            with contextlib.suppress(ValueError, KeyError):
+                body = json.loads(message.data)
+                if queue.full():
+                    queue.get_nowait()
+                id_ = message.subject.rpartition(".")[2]
+                queue.put_nowait(Progress(kind, id_, body["unit"], body["done"], body["total"]))
+
+        subscription = await self._nc.subscribe(f"progress.{kind}.{id_}", cb=received)
+        try:
+            with contextlib.suppress(nats.errors.Error, *AWAY):
+                await self._nc.flush(timeout=2)  # the server knows of the subscription from here on
+            yield _drain(queue)
+        finally:
+            with contextlib.suppress(nats.errors.Error, *AWAY):
+                await subscription.unsubscribe()
+
+
+async def _drain(queue: asyncio.Queue[Progress]) -> AsyncIterator[Progress]:
+    while True:
+        yield await queue.get()

@@ -1,0 +1,139 @@
+"""What every job queue holds to: the in-memory twin and the one on JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from nats.aio.client import Client
+
+from services.common.adapters.jetstream_jobs import JetStreamJobQueue
+from services.common.adapters.memory import MemoryJobQueue
+from services.common.jobs import Job, JobPriority, JobQueue
+
+KINDS = ("probe", "merge")
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def queue(request: pytest.FixtureRequest, nats_client: Client) -> AsyncIterator[JobQueue]:
+    if request.param == "memory":
+        yield MemoryJobQueue(ack_wait=1)
+        return
+    jetstream = JetStreamJobQueue(nats_client, ack_wait=1)
+    await jetstream.ensure(KINDS)
+    yield jetstream
+
+
+def job(id_: str, priority: JobPriority = JobPriority.NORMAL, kind: str = "probe") -> Job:
+    return Job(kind, id_, f"payload of {id_}".encode(), priority, {"X-Trace": id_})
+
+
+async def test_a_job_arrives_whole_and_is_gone_once_acknowledged(queue: JobQueue) -> None:
+    assert await queue.publish(job("1"))
+    delivery = await queue.fetch(KINDS, 5)
+    assert delivery is not None
+    assert delivery.job == job("1")
+    assert delivery.count == 1
+    await delivery.ack()
+    assert await queue.fetch(KINDS, 1.5) is None
+
+
+async def test_a_job_that_is_there_is_not_queued_twice(queue: JobQueue) -> None:
+    assert await queue.publish(job("1"))
+    assert not await queue.publish(job("1"))
+    delivery = await queue.fetch(KINDS, 5)
+    assert delivery is not None
+    assert not await queue.publish(job("1")), "delivered, not acknowledged: it is still there"
+    await delivery.ack()
+    assert await queue.publish(job("1")), "acknowledged: it is a new job"
+
+
+async def test_a_job_that_nobody_keeps_is_delivered_again(queue: JobQueue) -> None:
+    await queue.publish(job("1"))
+    first = await queue.fetch(KINDS, 5)
+    again = await queue.fetch(KINDS, 5)
+    assert first is not None
+    assert again is not None
+    assert (again.job.id, again.count) == ("1", 2)
+
+
+async def test_a_job_that_is_kept_is_not_delivered_again(queue: JobQueue) -> None:
+    await queue.publish(job("1"))
+    delivery = await queue.fetch(KINDS, 5)
+    assert delivery is not None
+    until = time.monotonic() + 2.2 * queue.ack_wait
+    while time.monotonic() < until:
+        assert await queue.fetch(KINDS, queue.ack_wait / 3) is None
+        await delivery.keep()
+
+
+async def test_a_released_job_comes_back_after_its_delay(queue: JobQueue) -> None:
+    await queue.publish(job("1"))
+    delivery = await queue.fetch(KINDS, 5)
+    assert delivery is not None
+    await delivery.release(0.1)
+    again = await queue.fetch(KINDS, 5)
+    assert again is not None
+    assert again.count == 2
+
+
+async def test_a_waiting_worker_gets_a_new_job_at_once(queue: JobQueue) -> None:
+    waiting = asyncio.create_task(queue.fetch(KINDS, 20))
+    assert await queue.fetch(["merge"], 0.05) is None  # by now the first fetch is waiting
+    started = time.monotonic()
+    await queue.publish(job("1"))
+    delivery = await waiting
+    assert delivery is not None
+    assert time.monotonic() - started < 0.9, "woken by the publish, not by the next look"
+
+
+async def test_high_goes_first_and_low_is_not_starved(queue: JobQueue) -> None:
+    for n in range(10):
+        await queue.publish(job(f"high{n}", JobPriority.HIGH))
+        await queue.publish(job(f"normal{n}"))
+    await queue.publish(job("low", JobPriority.LOW))
+    order = []
+    for _ in range(9):
+        delivery = await queue.fetch(KINDS, 5)
+        assert delivery is not None
+        order.append(delivery.job.id)
+        await delivery.ack()
+    assert order[0] == "high0"
+    assert sum(name.startswith("high") for name in order) >= 7
+    assert "low" in order
+
+
+async def test_only_the_kinds_asked_for_are_fetched(queue: JobQueue) -> None:
+    await queue.publish(job("1", kind="merge"))
+    assert await queue.fetch(["probe"], 0.1) is None
+    assert await queue.fetch(["merge"], 5) is not None
+
+
+async def test_a_cancelled_fetch_takes_no_job_with_it(queue: JobQueue) -> None:
+    for _ in range(5):
+        fetch = asyncio.create_task(queue.fetch(KINDS, 20))
+        await asyncio.sleep(0)
+        fetch.cancel()
+        await asyncio.gather(fetch, return_exceptions=True)
+    await queue.publish(job("1"))
+    async with asyncio.timeout(0.9 * queue.ack_wait):
+        assert await queue.fetch(KINDS, 5) is not None
+
+
+async def test_a_dropped_job_is_gone(queue: JobQueue) -> None:
+    await queue.publish(job("1"))
+    await queue.drop(job("1"))
+    await queue.drop(job("1"))
+    assert await queue.fetch(KINDS, 0.1) is None
+
+
+async def test_the_dead_are_kept_with_their_reason(queue: JobQueue, nats_client: Client) -> None:
+    await queue.bury(job("1"), "not a\nvideo")
+    if isinstance(queue, MemoryJobQueue):
+        assert queue.dead == [(job("1"), "not a\nvideo")]
+    else:
+        message = await nats_client.jetstream().get_last_msg("JOBS_DEAD", "dead.jobs.probe.1")
+        assert message.headers is not None
+        assert message.headers["Twotruths-Reason"] == "not a video"

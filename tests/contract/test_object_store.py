@@ -1,0 +1,63 @@
+"""What every object store holds to. (Issue 3 adds S3 to the parameters.)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.errors import NotFound
+from services.common.objects import ObjectStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return DirectoryObjectStore(tmp_path / "store")
+
+
+def source(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(data)
+    return path
+
+
+async def test_an_object_is_read_back_whole_and_in_ranges(store: ObjectStore, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10_000
+    info = await store.put_file("videos/1/a.mp4", source(tmp_path, data))
+    assert info.size == len(data)
+    assert (await store.stat("videos/1/a.mp4")).size == len(data)
+    pieces = [piece async for piece in store.read("videos/1/a.mp4")]
+    assert b"".join(pieces) == data
+    assert max(map(len, pieces)) <= 1 << 20
+    assert b"".join([p async for p in store.read("videos/1/a.mp4", 1000, 1_500_000)]) == data[1000:1_500_000]
+    assert [p async for p in store.read("videos/1/a.mp4", 5, 5)] == []
+
+
+async def test_a_missing_object_is_not_found(store: ObjectStore) -> None:
+    with pytest.raises(NotFound):
+        await store.stat("videos/none")
+    with pytest.raises(NotFound):
+        _ = [piece async for piece in store.read("videos/none")]
+    await store.delete("videos/none")
+    assert store.local_path("videos/none") is None
+
+
+async def test_list_gives_the_keys_below_a_prefix(store: ObjectStore, tmp_path: Path) -> None:
+    for key in ("merges/1/a", "merges/1/b", "merges/12/a", "videos/1"):
+        await store.put_file(key, source(tmp_path, b"x"))
+    assert {info.key async for info in store.list("merges/1/")} == {"merges/1/a", "merges/1/b"}
+    assert {info.key async for info in store.list("merges/1")} == {"merges/1/a", "merges/1/b", "merges/12/a"}
+    assert {info.key async for info in store.list("none/")} == set()
+    await store.delete("merges/1/a")
+    assert {info.key async for info in store.list("merges/1/")} == {"merges/1/b"}
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "../a", "a/../b", "a//b", ".hidden", "a\0b", "a b", "é", "a" * 600]
+)
+async def test_a_key_that_is_no_key_is_refused(store: ObjectStore, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="not an object key"):
+        await store.put_file(key, source(tmp_path, b"x"))
+    with pytest.raises(ValueError, match="not an object key"):
+        await store.stat(key)

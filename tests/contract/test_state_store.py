@@ -1,0 +1,170 @@
+"""What every state store holds to: the in-memory twin and the one on JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+import pytest
+from nats.aio.client import Client
+
+from services.common.adapters.jetstream import connect
+from services.common.adapters.jetstream_changes import JetStreamChangeFeed
+from services.common.adapters.jetstream_state import JetStreamStateStore
+from services.common.adapters.memory import MemoryStateStore
+from services.common.changes import ChangeFeed
+from services.common.state import RevisionConflict, StateStore, mutate, owned_key, owner_prefix
+from tests.conftest import NatsServer
+
+
+@dataclass(frozen=True)
+class Note:
+    text: str
+
+
+class NoteCodec:
+    def encode(self, value: Note) -> bytes:
+        return b"note:" + value.text.encode()  # a record is never empty
+
+    def decode(self, data: bytes) -> Note:
+        return Note(data.decode().removeprefix("note:"))
+
+
+@dataclass
+class Subject:
+    store: StateStore[Note]
+    feed: ChangeFeed[Note]
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def subject(request: pytest.FixtureRequest, nats_client: Client) -> AsyncIterator[Subject]:
+    if request.param == "memory":
+        memory: MemoryStateStore[Note] = MemoryStateStore()
+        yield Subject(memory, memory.feed())
+        return
+    store = JetStreamStateStore(nats_client, "notes", NoteCodec())
+    await store.ensure()
+    feed = JetStreamChangeFeed(nats_client, "notes", "reader", NoteCodec())
+    await feed.ensure()
+    yield Subject(store, feed)
+    await feed.close()
+
+
+async def test_a_record_is_read_back_at_its_revision(subject: Subject) -> None:
+    assert await subject.store.get("a.1") is None
+    created = await subject.store.create("a.1", Note("one"))
+    assert await subject.store.get("a.1") == created
+    updated = await subject.store.update("a.1", Note("two"), created.revision)
+    assert updated.revision > created.revision
+    assert await subject.store.get("a.1") == updated
+
+
+async def test_a_write_computed_from_an_old_revision_is_refused(subject: Subject) -> None:
+    created = await subject.store.create("a.1", Note("one"))
+    await subject.store.update("a.1", Note("two"), created.revision)
+    with pytest.raises(RevisionConflict):
+        await subject.store.update("a.1", Note("lost"), created.revision)
+    with pytest.raises(RevisionConflict):
+        await subject.store.create("a.1", Note("lost"))
+    with pytest.raises(RevisionConflict):
+        await subject.store.delete("a.1", created.revision)
+    entry = await subject.store.get("a.1")
+    assert entry is not None
+    assert entry.value == Note("two")
+
+
+async def test_a_deleted_key_is_absent_and_can_be_created_again(subject: Subject) -> None:
+    created = await subject.store.create("a.1", Note("one"))
+    await subject.store.delete("a.1", created.revision)
+    assert await subject.store.get("a.1") is None
+    assert [e async for e in subject.store.list()] == []
+    again = await subject.store.create("a.1", Note("again"))
+    assert await subject.store.get("a.1") == again
+
+
+async def test_an_expired_record_is_absent_and_can_be_created_again(subject: Subject) -> None:
+    await subject.store.create("a.1", Note("brief"), ttl=1)
+    async with asyncio.timeout(10):
+        while await subject.store.get("a.1") is not None:
+            await asyncio.sleep(0.05)  # only time makes a TTL pass
+    await subject.store.create("a.1", Note("again"))
+
+
+async def test_a_write_without_ttl_makes_a_record_stay(subject: Subject) -> None:
+    created = await subject.store.create("a.1", Note("brief"), ttl=1)
+    kept = await subject.store.update("a.1", Note("kept"), created.revision)
+    await subject.store.create("b.1", Note("clock"), ttl=2)
+    async with asyncio.timeout(10):
+        while await subject.store.get("b.1") is not None:
+            await asyncio.sleep(0.05)  # the other key's expiry says that enough time has passed
+    assert await subject.store.get("a.1") == kept
+
+
+async def test_list_gives_the_records_of_one_owner(subject: Subject) -> None:
+    for owner in ("alice", "bob"):
+        for n in range(3):
+            await subject.store.create(owned_key(owner, str(n)), Note(f"{owner}{n}"))
+    alice = {e.value.text async for e in subject.store.list(owner_prefix("alice"))}
+    assert alice == {"alice0", "alice1", "alice2"}
+    assert len([e async for e in subject.store.list()]) == 6
+    assert [e async for e in subject.store.list(owner_prefix("carol"))] == []
+
+
+async def test_mutate_loses_no_write_of_many_at_once(subject: Subject) -> None:
+    await subject.store.create("a.1", Note(""))
+    await asyncio.gather(
+        *(
+            mutate(subject.store, "a.1", lambda note, n=n: replace(note, text=note.text + str(n)))  # type: ignore[misc]  # default binds n
+            for n in range(8)
+        )
+    )
+    entry = await subject.store.get("a.1")
+    assert entry is not None
+    assert sorted(entry.value.text) == list("01234567")
+
+
+async def test_mutate_writes_nothing_when_nothing_changes(subject: Subject) -> None:
+    created = await subject.store.create("a.1", Note("one"))
+    assert await mutate(subject.store, "a.1", lambda note: note) == created
+    assert await mutate(subject.store, "a.2", lambda note: note) is None
+
+
+async def test_the_feed_tells_of_each_changed_key_at_least_once_with_its_last_value(subject: Subject) -> None:
+    created = await subject.store.create("a.1", Note("one"))
+    await subject.store.update("a.1", Note("two"), created.revision)
+    await subject.store.create("b.1", Note("other"))
+    seen: dict[str, Note | None] = {}
+    while set(seen) != {"a.1", "b.1"} or seen["a.1"] != Note("two"):
+        change = await subject.feed.next(5)
+        assert change is not None, seen
+        seen[change.key] = change.value
+        await change.ack()
+    assert await subject.feed.next(0.2) is None
+
+
+async def test_a_change_that_is_put_off_comes_again(subject: Subject) -> None:
+    await subject.store.create("a.1", Note("one"))
+    first = await subject.feed.next(5)
+    assert first is not None
+    await first.retry(0.05)
+    second = await subject.feed.next(5)
+    assert second is not None
+    assert (second.key, second.value) == ("a.1", Note("one"))
+
+
+async def test_writes_survive_a_killed_broker_and_are_done_once(own_nats_server: NatsServer) -> None:
+    client = await connect(own_nats_server.url, "test")
+    try:
+        store = JetStreamStateStore(client, "notes", NoteCodec())
+        await store.ensure()
+        await store.create("a.1", Note(""))
+        own_nats_server.kill()
+        write = asyncio.create_task(mutate(store, "a.1", lambda note: Note(note.text + "x")))
+        await asyncio.to_thread(own_nats_server.start)
+        entry = await write
+        assert entry is not None
+        assert entry == await store.get("a.1")
+        assert entry.value == Note("x")
+    finally:
+        await client.close()
