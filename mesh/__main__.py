@@ -73,7 +73,7 @@ def demo(
     from mesh.demo import demo as run_demo
 
     if clips and len(clips) != 3:
-        _fail(MeshError(f"mesh demo takes three clips or none, not {len(clips)}"))
+        _fail(MeshError(f"the demo takes three clips or none, not {len(clips)}"))
     options = topology.Options(state, workers or topology.default_workers(), port, free_ports)
     if not _run(run_demo(options, clips or [], Console())):
         _fail(MeshError("the demo was interrupted"), status=130)
