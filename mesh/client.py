@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from mesh import events
 from mesh.http import Backoff, ConnectionLost, HttpClient, Json, raise_for_refusal
 
 FINAL = frozenset({"completed", "failed", "cancelled"})
@@ -101,21 +102,16 @@ class Phone:
             await backoff.pause(ConnectionLost("no events", _POLL_EVERY))
 
     async def _events(self, path: str) -> AsyncIterator[Json]:
-        """The data of server-sent events (WHATWG HTML, section 9.2) until the stream ends. Raises Refused or
-        ConnectionLost."""
+        """The sessions that the event stream sends until it ends. Raises Refused or ConnectionLost."""
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "text/event-stream"}
         url = self.http.base_url + path
         try:
             async with self._session.get(url, headers=headers, timeout=_EVENTS_TIMEOUT) as response:
                 await raise_for_refusal(f"GET {path}", response)
-                data: list[str] = []
-                async for raw in response.content:
-                    line = raw.decode().rstrip("\r\n")
-                    if line.startswith("data:"):
-                        data.append(line[5:].removeprefix(" "))
-                    elif not line and data:
-                        yield json.loads("\n".join(data))
-                        data.clear()
+                async for event in events.parse(response.content):
+                    if event.name != "message":  # "end", or "error" with a problem: asking will tell
+                        return
+                    yield json.loads(event.data)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 

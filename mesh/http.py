@@ -30,7 +30,8 @@ class Refused(MeshError):
         self.status = status
         self.reason = str(problem.get("reason", ""))
         text = problem.get("detail") or problem.get("title") or "no explanation"
-        super().__init__(f"{call} was refused with {status}: {text}")
+        named = f" ({self.reason})" if self.reason else ""
+        super().__init__(f"{call} was refused with {status}: {text}{named}")
 
 
 class ConnectionLost(Exception):
