@@ -114,6 +114,10 @@ class Upload:
         """Whether nothing can change any more."""
         return self.state_at(now) not in {UploadState.OPEN, UploadState.ASSEMBLING}
 
+    def due(self, now: datetime) -> bool:
+        """Whether something remains to be done that no caller may come to do."""
+        return self.state is UploadState.ASSEMBLING or self.state is not self.state_at(now)
+
     def require_open(self, now: datetime) -> None:
         """Raises FailedPrecondition (UPLOAD_EXPIRED, UPLOAD_CLOSED) when it takes no more parts."""
         state = self.state_at(now)
@@ -137,7 +141,7 @@ class Upload:
             raise TypeRefused
 
     def refuses_digest(self, actual: str, claimed: str) -> bool:
-        """Whether the file's digest contradicts what initiate promised or a complete call claimed; "" is no claim."""
+        """Whether the file's digest is not the one that initiate promised or a complete call claimed (if any)."""
         return any(expected not in {"", actual} for expected in (self.promised_sha256, claimed))
 
     def reopen(self, now: datetime) -> Upload:

@@ -34,7 +34,8 @@ _OF_MEDIA = {
     "image": {"png", "jpeg", "gif", "webp", "iso-image"},
 }
 _TYPES_IN = {
-    "iso": "video/mp4 video/quicktime video/3gpp video/3gpp2 video/x-m4v audio/mp4 audio/m4a audio/x-m4a audio/3gpp",
+    "iso": "video/mp4 video/quicktime video/3gpp video/3gpp2 video/x-m4v"
+    " audio/mp4 audio/m4a audio/x-m4a audio/3gpp",
     "matroska": "video/webm video/x-matroska audio/webm",
     "mpeg-audio": "audio/mpeg audio/mp3 audio/aac",
     "iso-image": "image/heic image/heif image/avif",

@@ -23,9 +23,10 @@ class Turn:
 
     def interrupt(self, refusal: ServiceError) -> None:
         """Lets the writer end with ``refusal`` at its next piece, and not wait for that."""
-        self._refusal = self._refusal or refusal
-        if self._reading is not None:
-            self._reading.reschedule(0)
+        if self._refusal is None:
+            self._refusal = refusal
+            if self._reading is not None:
+                self._reading.reschedule(0)
 
     def check(self) -> None:
         """Raises the refusal if the turn was interrupted."""

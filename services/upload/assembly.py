@@ -1,0 +1,138 @@
+"""Finishing what was begun: assembling uploads whose manifest is fixed, and sweeping up.
+
+Every step may be cut off by a kill and is simply done again, by the next complete call or by the sweep: the
+manifest in the record says what the file is made of, the part store knows whether the object is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+
+from services.common.clock import Clock
+from services.common.errors import DataLoss, ServiceError
+from services.common.progress import Progress
+from services.common.state import mutate
+from services.upload.domain import (
+    DATA_LOST,
+    TYPE_MISMATCH,
+    DigestRefused,
+    TypeRefused,
+    Upload,
+    UploadState,
+)
+from services.upload.ports import Hints, PartStore, UploadStore
+
+log = logging.getLogger(__name__)
+
+_FORGOTTEN = {UploadState.FAILED, UploadState.CANCELLED, UploadState.EXPIRED}
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long ended things are kept: records of uploads that came to nothing (seconds), and bytes in the part
+    store without a record (seconds; long, lest a wrong database address costs somebody's parts)."""
+
+    records: float
+    orphans: float
+
+
+class Assembly:
+    """Takes uploads through *assembling*, one task for each however many calls wait for it."""
+
+    def __init__(
+        self, uploads: UploadStore, parts: PartStore, hints: Hints, *, retention: Retention, clock: Clock
+    ) -> None:
+        self._uploads = uploads
+        self._parts = parts
+        self._hints = hints
+        self._retention = retention
+        self._clock = clock
+        self._running: dict[str, asyncio.Task[str | None]] = {}
+
+    def ttl(self, upload: Upload) -> float | None:
+        """How long a record is kept, in seconds; None is for ever."""
+        return self._retention.records if upload.state in _FORGOTTEN else None
+
+    async def finish(self, key: str) -> str | None:
+        """Ends *assembling* if that is where the upload is. Answers the file's SHA-256 in hex when the upload is
+        open again because the file has another one than it was claimed to have, else None.
+
+        A caller that goes away does not stop it. Raises what PartStore.assemble and the state store raise.
+        """
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.create_task(self._finish(key), name=f"assemble {key}")
+            task.add_done_callback(lambda done: self._ended(key, done))
+        return await asyncio.shield(task)
+
+    def _ended(self, key: str, task: asyncio.Task[str | None]) -> None:
+        del self._running[key]
+        if not task.cancelled():
+            task.exception()  # seen: every caller may have gone away
+
+    async def close(self) -> None:
+        """Waits for what is being assembled."""
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def _finish(self, key: str) -> str | None:
+        entry = await self._uploads.get(key)
+        if entry is None or entry.value.state is not UploadState.ASSEMBLING:
+            return None
+        upload, actual = entry.value, None
+        object_key = f"uploads/{upload.id}"
+        try:
+            whole = await self._parts.assemble(key, upload.grid, upload.manifest, object_key, upload.check)
+        except DigestRefused as refusal:
+            actual = refusal.actual
+            await mutate(self._uploads, key, lambda u: u.reopen(self._clock()))
+        except TypeRefused:
+            await self._fail(key, TYPE_MISMATCH, f"the file does not begin like a file of type {upload.mime_type}")
+        except DataLoss as error:
+            log.exception("upload lost", extra={"data": {"upload": upload.id}})
+            await self._fail(key, DATA_LOST, error.message)
+        else:
+            await mutate(self._uploads, key, lambda u: u.complete(whole, object_key, self._clock()))
+            await self._parts.discard(key)
+        await self._hints.publish(Progress("upload", upload.id))
+        return actual
+
+    async def _fail(self, key: str, error_type: str, message: str) -> None:
+        await mutate(self._uploads, key, lambda u: u.fail(error_type, message, self._clock()), ttl=self.ttl)
+        await self._parts.discard(key)
+
+    async def sweep_every(self, seconds: float) -> None:
+        """Sweeps now and again for ever, whatever happens to the store or the state store."""
+        while True:
+            try:
+                await self.sweep()
+            except (ServiceError, OSError):
+                log.exception("sweep cut short")
+            await asyncio.sleep(seconds)
+
+    async def sweep(self) -> None:
+        """Expires what is past its time, finishes what is being assembled, removes parts that nobody can use.
+        Goes on after an upload that cannot be helped now; raises Unavailable when the records cannot be read."""
+        now = self._clock()
+        due = [entry async for entry in self._uploads.list() if entry.value.due(now)]
+        for entry in due:
+            await self._tend(entry.key, entry.value)
+        async for staged in self._parts.list_uploads():
+            found = await self._uploads.get(staged.upload)
+            if found is None:
+                if now - staged.changed_at > timedelta(seconds=self._retention.orphans):
+                    await self._parts.discard(staged.upload)
+            elif found.value.ended(now):
+                await self._parts.discard(staged.upload)
+
+    async def _tend(self, key: str, upload: Upload) -> None:
+        try:
+            if upload.state is UploadState.ASSEMBLING:
+                await self.finish(key)
+            else:
+                await mutate(self._uploads, key, lambda u: u.expire(self._clock()), ttl=self.ttl)
+                await self._hints.publish(Progress("upload", upload.id))
+        except ServiceError as error:
+            log.warning("upload left for the next sweep: %s", error, extra={"data": {"upload": upload.id}})

@@ -1,0 +1,45 @@
+"""What this server takes: sizes, chunks and types, and the refusals of what it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common.errors import InvalidArgument
+from services.upload import signatures
+from services.upload.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes. ``media`` are the first halves of the media types that are taken."""
+
+    chunk_size: int = 1 << 20
+    max_chunk_size: int = 10_000_000
+    max_chunks: int = 10_000
+    max_file_size: int = 100_000_000
+    media: frozenset[str] = frozenset({"video", "audio", "image"})
+
+    def check_file(self, size: int, mime_type: str, *, media: frozenset[str] | None = None, at: str = "") -> None:
+        """Raises InvalidArgument (FILE_TOO_LARGE, FILE_TYPE_NOT_ALLOWED); ``at`` begins the field's path."""
+        if size > self.max_file_size:
+            raise InvalidArgument.field(
+                f"{at}file_size", f"must be at most {self.max_file_size} bytes", reason=Reason.FILE_TOO_LARGE
+            )
+        taken = self.media if media is None else media & self.media
+        if signatures.media_of(mime_type) not in taken:
+            raise InvalidArgument.field(
+                f"{at}mime_type",
+                f"must be one of {', '.join(sorted(taken))}",
+                reason=Reason.FILE_TYPE_NOT_ALLOWED,
+            )
+
+    def chunk_size_for(self, size: int, asked: int) -> int:
+        """The chunk size of a file, as asked for if that is not 0. Raises InvalidArgument (field chunk_size)."""
+        smallest = -(-size // self.max_chunks)
+        if not asked:
+            return max(self.chunk_size, smallest)
+        if not smallest <= asked <= self.max_chunk_size:
+            raise InvalidArgument.field(
+                "chunk_size", f"must be {smallest} to {self.max_chunk_size} bytes for a file of this size"
+            )
+        return asked

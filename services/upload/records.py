@@ -1,0 +1,119 @@
+"""Records of uploads as their owners may reach them, and what an owner sees: record and parts together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from services.common import context
+from services.common.clock import Clock
+from services.common.errors import Aborted
+from services.common.progress import Progress
+from services.common.state import RevisionConflict, mutate, owned_key
+from services.upload import domain
+from services.upload.domain import Upload, UploadState, UploadStatus
+from services.upload.ports import Hints, PartStore, UploadStore
+from services.upload.requests import canonical_id
+
+
+@dataclass(frozen=True, slots=True)
+class UploadView:
+    """An upload as its owner sees it. ``uploaded``: the numbers of stored chunks, ascending. ``merge_ready``: all
+    uploads of its merge session are completed."""
+
+    upload: Upload
+    status: UploadStatus
+    uploaded: tuple[int, ...]
+    updated_at: datetime
+    merge_ready: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can change any more."""
+        return self.status not in {UploadStatus.PENDING, UploadStatus.IN_PROGRESS}
+
+
+class UploadRecords:
+    """The records; ``ttl`` says how long one is kept, in seconds. Methods raise Unavailable."""
+
+    def __init__(
+        self,
+        uploads: UploadStore,
+        parts: PartStore,
+        hints: Hints,
+        *,
+        ttl: Callable[[Upload], float | None],
+        clock: Clock,
+    ) -> None:
+        self._uploads = uploads
+        self._parts = parts
+        self._hints = hints
+        self._ttl = ttl
+        self._clock = clock
+
+    async def owned(self, id_: str, owner: str = "") -> Upload:
+        """The caller's upload, or that of the owner a service names. Raises NotFound (another player's upload lies
+        under another key), InvalidArgument for what is no id."""
+        entry = await self._uploads.get(owned_key(context.owner(owner), canonical_id(id_)))
+        if entry is None:
+            raise domain.not_found()
+        return entry.value
+
+    async def find(self, upload: Upload) -> Upload | None:
+        """What is written under this upload's owner and id."""
+        entry = await self._uploads.get(record_key(upload))
+        return None if entry is None else entry.value
+
+    async def create(self, upload: Upload) -> tuple[Upload, bool]:
+        """Writes a new record, or answers the one that is there; and whether it is new."""
+        with contextlib.suppress(RevisionConflict):
+            await self._uploads.create(record_key(upload), upload)
+            return upload, True
+        existing = await self.find(upload)
+        if existing is None:
+            raise Aborted("the upload was made and removed meanwhile; try again")
+        return existing, False
+
+    async def withdraw(self, upload: Upload) -> None:
+        """Removes a record that was just made, unless it has changed since."""
+        entry = await self._uploads.get(record_key(upload))
+        if entry is not None and entry.value == upload:
+            with contextlib.suppress(RevisionConflict):
+                await self._uploads.delete(entry.key, entry.revision)
+
+    async def change(self, upload: Upload, transition: Callable[[Upload], Upload]) -> Upload:
+        """Applies a transition by compare-and-set and tells watchers. Raises what the transition raises."""
+        entry = await mutate(self._uploads, record_key(upload), transition, ttl=self._ttl)
+        if entry is None:
+            raise domain.not_found()
+        await self._hints.publish(Progress("upload", upload.id))
+        return entry.value
+
+    async def view(self, upload: Upload) -> UploadView:
+        """The record as just read, with the parts that are stored now."""
+        now = self._clock()
+        numbers: tuple[int, ...] = ()
+        updated_at = upload.updated_at
+        if upload.state_at(now) is UploadState.OPEN:
+            ledger = await self._parts.list_parts(record_key(upload), upload.grid)
+            numbers = tuple(sorted({part.number for part in ledger.parts}))
+            updated_at = max(updated_at, ledger.changed_at or updated_at)
+        elif upload.state in {UploadState.ASSEMBLING, UploadState.COMPLETED}:
+            numbers = tuple(range(upload.grid.total))
+        ready = upload.state is UploadState.COMPLETED and await self._siblings_completed(upload)
+        return UploadView(upload, upload.status(bool(numbers), now), numbers, updated_at, ready)
+
+    async def _siblings_completed(self, upload: Upload) -> bool:
+        for id_ in upload.sibling_ids:
+            if id_ != upload.id:
+                entry = await self._uploads.get(owned_key(upload.owner, id_))
+                if entry is None or entry.value.state is not UploadState.COMPLETED:
+                    return False
+        return bool(upload.sibling_ids)
+
+
+def record_key(upload: Upload) -> str:
+    """Where the upload's record is kept."""
+    return owned_key(upload.owner, upload.id)

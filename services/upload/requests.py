@@ -1,0 +1,126 @@
+"""New uploads: what callers ask for, under which id it is kept, and how a replay is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from services.common.errors import AlreadyExists, InvalidArgument
+from services.upload.domain import Upload, UploadPurpose
+from services.upload.limits import Limits
+from services.upload.reasons import Reason
+
+_REQUESTS = uuid.UUID("9a4f2c0e-6f0c-5c1f-8a44-3f1a0d6f7b21")
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """Parameters of InitiateUpload. ``chunk_size`` 0 lets the server choose; digests in hex or ""."""
+
+    filename: str
+    size: int
+    mime_type: str
+    chunk_size: int = 0
+    sha256: str = ""
+    request_id: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewClip:
+    """One clip of a merge session, under an id that the merge service chose."""
+
+    id: str
+    filename: str
+    size: int
+    mime_type: str
+
+
+def new_upload(owner: str, file: NewFile, *, now: datetime, expiry: timedelta) -> Upload:
+    """The record of a new upload, before its chunk size is settled: the same id for the same request id."""
+    id_ = uuid.uuid5(uuid.uuid5(_REQUESTS, owner), file.request_id) if file.request_id else uuid.uuid4()
+    upload = Upload(
+        id=str(id_),
+        owner=owner,
+        filename=file.filename,
+        mime_type=file.mime_type,
+        size=file.size,
+        chunk_size=file.chunk_size,
+        promised_sha256=file.sha256.lower(),
+        metadata=dict(file.metadata),
+        created_at=now,
+        updated_at=now,
+        expires_at=now + expiry,
+    )
+    return _fingerprinted(upload)
+
+
+def new_clips(
+    owner: str, merge_session_id: str, clips: Sequence[NewClip], *, now: datetime, expiry: timedelta
+) -> list[Upload]:
+    """The records of a merge session's uploads, each naming all. Raises InvalidArgument when two have one id."""
+    ids = tuple(canonical_id(clip.id, f"clips[{index}].session_id") for index, clip in enumerate(clips))
+    for index, id_ in enumerate(ids):
+        if id_ in ids[:index]:
+            raise InvalidArgument.field(f"clips[{index}].session_id", "must differ from the others")
+    uploads = [
+        Upload(
+            id=ids[index],
+            owner=owner,
+            filename=clip.filename,
+            mime_type=clip.mime_type,
+            size=clip.size,
+            chunk_size=0,
+            purpose=UploadPurpose.MERGE_CLIP,
+            merge_session_id=canonical_id(merge_session_id, "merge_session_id"),
+            video_index=index,
+            sibling_ids=ids,
+            created_at=now,
+            updated_at=now,
+            expires_at=now + expiry,
+        )
+        for index, clip in enumerate(clips)
+    ]
+    return [_fingerprinted(upload) for upload in uploads]
+
+
+def _fingerprinted(upload: Upload) -> Upload:
+    parameters = [
+        upload.filename,
+        upload.size,
+        upload.mime_type,
+        upload.chunk_size,
+        upload.promised_sha256,
+        sorted(upload.metadata.items()),
+        upload.merge_session_id,
+        upload.video_index,
+        upload.sibling_ids,
+    ]
+    return replace(upload, request_fingerprint=hashlib.sha256(json.dumps(parameters).encode()).hexdigest())
+
+
+def settled(upload: Upload, limits: Limits) -> Upload:
+    """The record with its chunk size chosen. Raises InvalidArgument when a limit is broken."""
+    clip = upload.purpose is UploadPurpose.MERGE_CLIP
+    at = f"clips[{upload.video_index}]." if clip else ""
+    limits.check_file(upload.size, upload.mime_type, media=frozenset({"video"}) if clip else None, at=at)
+    return replace(upload, chunk_size=limits.chunk_size_for(upload.size, upload.chunk_size))
+
+
+def replayed(existing: Upload, asked: Upload) -> Upload:
+    """The upload that the same request made before. Raises AlreadyExists (REQUEST_ID_REUSED) for another one."""
+    if existing.request_fingerprint != asked.request_fingerprint:
+        raise AlreadyExists("this id was used before with other parameters", reason=Reason.REQUEST_ID_REUSED)
+    return existing
+
+
+def canonical_id(text: str, field_name: str = "session_id") -> str:
+    """A UUID in its usual form. Raises InvalidArgument."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise InvalidArgument.field(field_name, "must be a UUID") from None

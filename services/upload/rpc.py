@@ -1,0 +1,167 @@
+"""The gRPC face of the upload service: messages to use cases and back, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common.errors import Unimplemented
+from services.common.keys import MEDIA_UPLOAD
+from services.upload.domain import Upload
+from services.upload.ports import StoredPart
+from services.upload.records import UploadView
+from services.upload.requests import NewClip, NewFile
+from services.upload.service import UploadService
+from services.upload.stream import End, Header, Message, malformed
+from twotruths.upload.v1 import upload_pb2, upload_service_pb2_grpc
+from twotruths.upload.v1 import upload_service_pb2 as pb
+
+SERVICE = pb.DESCRIPTOR.services_by_name["UploadService"].full_name
+SCOPES = {
+    f"/{SERVICE}/{method.name}": MEDIA_UPLOAD for method in pb.DESCRIPTOR.services_by_name["UploadService"].methods
+}
+"""Full method name → scope that a player's token must have."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
+    """Implements ``twotruths.upload.v1.UploadService``."""
+
+    def __init__(self, service: UploadService) -> None:
+        self._service = service
+
+    async def InitiateUpload(  # noqa: N802  named by the contract
+        self, request: pb.InitiateUploadRequest, context: Context
+    ) -> pb.InitiateUploadResponse:
+        file = NewFile(
+            filename=request.filename,
+            size=request.file_size,
+            mime_type=request.mime_type,
+            chunk_size=request.chunk_size,
+            sha256=request.file_hash,
+            request_id=request.request_id,
+            metadata=dict(request.metadata),
+        )
+        return pb.InitiateUploadResponse(upload=_upload(await self._service.initiate(file)))
+
+    async def BatchInitiateUploads(  # noqa: N802  named by the contract
+        self, request: pb.BatchInitiateUploadsRequest, context: Context
+    ) -> pb.BatchInitiateUploadsResponse:
+        clips = [NewClip(c.session_id, c.filename, c.file_size, c.mime_type) for c in request.clips]
+        views = await self._service.initiate_batch(request.owner, request.merge_session_id, clips)
+        return pb.BatchInitiateUploadsResponse(uploads=map(_upload, views))
+
+    async def UploadChunks(  # noqa: N802  named by the contract
+        self, request_iterator: AsyncIterator[pb.UploadChunksRequest], context: Context
+    ) -> pb.UploadChunksResponse:
+        stored, view = await self._service.upload_chunks(_messages(request_iterator))
+        return pb.UploadChunksResponse(chunks=map(_chunk, stored), upload=_upload(view))
+
+    async def GetUpload(  # noqa: N802  named by the contract
+        self, request: pb.GetUploadRequest, context: Context
+    ) -> pb.GetUploadResponse:
+        view = await self._service.get(request.session_id, request.owner)
+        return pb.GetUploadResponse(upload=_upload(view))
+
+    async def ListUploads(  # noqa: N802  named by the contract
+        self, request: pb.ListUploadsRequest, context: Context
+    ) -> pb.ListUploadsResponse:
+        raise Unimplemented("ListUploads is not served yet")
+
+    async def WatchUpload(  # noqa: N802  named by the contract
+        self, request: pb.WatchUploadRequest, context: Context
+    ) -> AsyncIterator[pb.WatchUploadResponse]:
+        async for view in self._service.watch(request.session_id):
+            yield pb.WatchUploadResponse(upload=_upload(view))
+
+    async def CompleteUpload(  # noqa: N802  named by the contract
+        self, request: pb.CompleteUploadRequest, context: Context
+    ) -> pb.CompleteUploadResponse:
+        view = await self._service.complete(request.session_id, request.file_hash)
+        return pb.CompleteUploadResponse(upload=_upload(view))
+
+    async def CancelUpload(  # noqa: N802  named by the contract
+        self, request: pb.CancelUploadRequest, context: Context
+    ) -> pb.CancelUploadResponse:
+        view = await self._service.cancel(request.session_id, request.owner)
+        return pb.CancelUploadResponse(upload=_upload(view))
+
+    async def GetFile(  # noqa: N802  named by the contract
+        self, request: pb.GetFileRequest, context: Context
+    ) -> pb.GetFileResponse:
+        return pb.GetFileResponse(file=_file(await self._service.file(request.file_id, request.owner)))
+
+
+async def _messages(requests: AsyncIterator[pb.UploadChunksRequest]) -> AsyncIterator[Message]:
+    async for request in requests:
+        kind = request.WhichOneof("piece")
+        if kind == "data":
+            yield request.data
+        elif kind == "header":
+            header = request.header
+            yield Header(header.session_id, header.chunk_number, header.sha256)
+        elif kind == "end":
+            yield End(request.end.sha256)
+        else:
+            raise malformed("a message is empty")
+
+
+def _chunk(stored: StoredPart) -> upload_pb2.ChunkResult:
+    status = upload_pb2.CHUNK_STATUS_ALREADY_EXISTS if stored.existed else upload_pb2.CHUNK_STATUS_UPLOADED
+    return upload_pb2.ChunkResult(chunk_number=stored.part.number, status=status, sha256=stored.part.sha256)
+
+
+def _upload(view: UploadView) -> upload_pb2.Upload:
+    upload, grid = view.upload, view.upload.grid
+    return upload_pb2.Upload(
+        session_id=upload.id,
+        merge_session_id=upload.merge_session_id,
+        video_index=upload.video_index if upload.merge_session_id else None,
+        filename=upload.filename,
+        file_size=upload.size,
+        mime_type=upload.mime_type,
+        chunk_size=upload.chunk_size,
+        total_chunks=grid.total,
+        uploaded_chunks=view.uploaded,
+        remaining_chunks=grid.remaining(view.uploaded),
+        progress_percent=grid.percent(view.uploaded),
+        status=upload_pb2.UploadStatus.Value(view.status),
+        created_at=_time(upload.created_at),
+        updated_at=_time(view.updated_at),
+        completed_at=_time(upload.completed_at),
+        expires_at=_time(upload.expires_at),
+        file_hash=upload.sha256 or upload.promised_sha256,
+        ready_for_merge=view.merge_ready,
+        merge_triggered=view.merge_ready,
+        merge_status=("queued" if view.merge_ready else "uploading") if upload.merge_session_id else "",
+        metadata=upload.metadata,
+        error_type=upload.error_type,
+        error_message=upload.error_message,
+        file_id=upload.id if upload.object_key else "",
+        purpose=upload_pb2.UploadPurpose.Value(upload.purpose),
+    )
+
+
+def _file(upload: Upload) -> upload_pb2.File:
+    return upload_pb2.File(
+        file_id=upload.id,
+        filename=upload.filename,
+        mime_type=upload.mime_type,
+        size=upload.size,
+        sha256=upload.sha256,
+        object_key=upload.object_key,
+        completed_at=_time(upload.completed_at),
+    )
+
+
+def _time(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp

@@ -1,0 +1,227 @@
+"""The use cases of the upload service, over its ports.
+
+Whose upload it is lies in the record's key, so another player's upload is not found by construction. What is
+stored is read from the part store each time; the record changes only when the upload's life does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from services.common import context
+from services.common.clock import Clock
+from services.common.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    ResourceExhausted,
+    ServiceError,
+)
+from services.common.progress import Progress
+from services.upload import domain
+from services.upload.assembly import Assembly
+from services.upload.domain import Upload, UploadState
+from services.upload.grid import Part
+from services.upload.limits import Limits
+from services.upload.ports import Hints, PartStore, StoredPart
+from services.upload.reasons import Reason
+from services.upload.records import UploadRecords, UploadView, record_key
+from services.upload.requests import NewClip, NewFile, canonical_id, new_clips, new_upload, replayed, settled
+from services.upload.stream import ChunkStream, Header, Message, malformed
+
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Times in seconds: until an open upload is given up, until a silent client is cut off, and between two looks
+    of a watcher; ``max_streams``: how many chunk streams may be open."""
+
+    limits: Limits = field(default_factory=Limits)
+    expiry: float = 86_400
+    stall: float = 15
+    look: float = 3
+    max_streams: int = 64
+
+
+class UploadService:
+    """Methods raise the errors that ``upload_service.proto`` names, and Unavailable."""
+
+    def __init__(
+        self,
+        records: UploadRecords,
+        parts: PartStore,
+        hints: Hints,
+        assembly: Assembly,
+        *,
+        policy: Policy,
+        clock: Clock,
+    ) -> None:
+        self._records = records
+        self._parts = parts
+        self._hints = hints
+        self._assembly = assembly
+        self._policy = policy
+        self._clock = clock
+        self._streams = 0
+
+    async def initiate(self, file: NewFile) -> UploadView:
+        """Makes an upload, or answers the one that the same request made before."""
+        asked = new_upload(context.owner(), file, now=self._clock(), expiry=self._expiry)
+        existing = await self._records.find(asked) if file.request_id else None
+        if existing is None:
+            existing, _ = await self._records.create(settled(asked, self._policy.limits))
+        return await self._records.view(replayed(existing, asked))
+
+    async def initiate_batch(
+        self, owner: str, merge_session_id: str, clips: Sequence[NewClip]
+    ) -> list[UploadView]:
+        """Makes the uploads of a merge session, or answers those made before under the same ids: all or none."""
+        context.require_service()
+        asked = new_clips(owner, merge_session_id, clips, now=self._clock(), expiry=self._expiry)
+        found = [await self._records.find(upload) for upload in asked]
+        uploads = [
+            settled(upload, self._policy.limits) if existing is None else replayed(existing, upload)
+            for existing, upload in zip(found, asked, strict=True)
+        ]
+        made: list[Upload] = []
+        try:
+            for index, existing in enumerate(found):
+                if existing is None:
+                    stored, new = await self._records.create(uploads[index])
+                    made += [stored] if new else []
+                    uploads[index] = replayed(stored, asked[index])
+        except AlreadyExists:  # taken between reading and writing: take back what this call made
+            for upload in made:
+                await self._records.withdraw(upload)
+            raise
+        return [await self._records.view(upload) for upload in uploads]
+
+    async def upload_chunks(self, messages: AsyncIterator[Message]) -> tuple[list[StoredPart], UploadView]:
+        """Stores the chunks of a stream one after the other; those before an error stay."""
+        if self._streams >= self._policy.max_streams:
+            raise ResourceExhausted(
+                "too many chunk streams are open", reason=Reason.TOO_MANY_STREAMS, retry_after=1
+            )
+        self._streams += 1
+        try:
+            return await self._take(ChunkStream(messages, stall_seconds=self._policy.stall))
+        finally:
+            self._streams -= 1
+
+    async def _take(self, stream: ChunkStream) -> tuple[list[StoredPart], UploadView]:
+        header = await stream.next_chunk()
+        if header is None:
+            raise malformed("there is no chunk in it")
+        upload = await self._records.owned(header.session_id)
+        stored: list[StoredPart] = []
+        while header is not None:
+            if header.session_id and canonical_id(header.session_id) != upload.id:
+                raise malformed("all its chunks belong to one upload")
+            upload.require_open(self._clock())
+            part, upload = await self._store(upload, header, stream)
+            stored.append(part)
+            header = await stream.next_chunk()
+        return stored, await self._records.view(upload)
+
+    async def _store(self, upload: Upload, header: Header, stream: ChunkStream) -> tuple[StoredPart, Upload]:
+        latest = upload
+
+        async def confirm(part: Part) -> None:
+            nonlocal latest
+            stream.verify(part)
+            # The upload may have been cancelled, completed or given up while the bytes came in.
+            latest = await self._records.owned(upload.id)
+            latest.require_open(self._clock())
+
+        part = await self._parts.put_part(record_key(upload), upload.grid, header.number, stream.body(), confirm)
+        await self._hints.publish(Progress("upload", upload.id))
+        return part, latest
+
+    async def get(self, session_id: str, owner: str = "") -> UploadView:
+        """The upload with its chunks."""
+        return await self._records.view(await self._records.owned(session_id, owner))
+
+    async def watch(self, session_id: str) -> AsyncIterator[UploadView]:
+        """The upload now and whenever it changes, until it can change no more."""
+        id_ = (await self._records.owned(session_id)).id
+        async with self._hints.subscribe("upload", id_) as hints:
+            shown = None
+            hint: asyncio.Future[Progress] | None = None
+            try:
+                while True:
+                    view = await self.get(id_)
+                    if view != shown:
+                        yield view
+                        shown = view
+                    if view.ended:
+                        return
+                    # A hint that is waited for in vain is kept: cancelling it would end the subscription.
+                    hint = hint or asyncio.ensure_future(anext(hints))
+                    await asyncio.wait([hint], timeout=self._policy.look)
+                    if hint.done():
+                        hint.result()
+                        hint = None
+            finally:
+                if hint is not None:
+                    hint.cancel()
+                    await asyncio.wait([hint])
+
+    async def complete(self, session_id: str, claimed: str) -> UploadView:
+        """Makes the file; a replay answers the same. ``claimed``: the SHA-256 in hex that it must have, or ""."""
+        claimed = claimed.lower()
+        for _ in range(_ATTEMPTS):
+            upload = await self._records.owned(session_id)
+            if upload.state is UploadState.OPEN:
+                upload = await self._begin(upload, claimed)
+            if upload.state is UploadState.ASSEMBLING:
+                actual = await self._assembly.finish(record_key(upload))
+                # Another call's claim may have been the wrong one; then the next round is ours.
+                if actual is not None and upload.refuses_digest(actual, claimed):
+                    raise domain.wrong_digest(actual)
+                continue
+            if upload.state is UploadState.COMPLETED:
+                if upload.refuses_digest(upload.sha256, claimed):
+                    raise domain.wrong_digest(upload.sha256)
+                return await self._records.view(upload)
+            if upload.state is UploadState.FAILED:
+                raise domain.refused(upload)
+            raise domain.closed(upload.state)
+        raise Aborted("too many complete calls at once; try again")
+
+    async def _begin(self, upload: Upload, claimed: str) -> Upload:
+        """Fixes the manifest."""
+        upload.require_open(self._clock())
+        ledger = await self._parts.list_parts(record_key(upload), upload.grid)
+        manifest = upload.grid.manifest(ledger.parts)
+        return await self._records.change(upload, lambda u: u.begin_assembly(manifest, claimed, self._clock()))
+
+    async def cancel(self, session_id: str, owner: str = "") -> UploadView:
+        """Gives the upload up and removes its bytes; one that is being assembled is first let through."""
+        upload = await self._records.owned(session_id, owner)
+        for _ in range(_ATTEMPTS):
+            if upload.state is UploadState.ASSEMBLING:
+                with contextlib.suppress(ServiceError):
+                    await self._assembly.finish(record_key(upload))
+                upload = await self._records.owned(session_id, owner)
+                continue
+            upload = await self._records.change(upload, lambda u: u.cancel(self._clock()))
+            if upload.state is not UploadState.ASSEMBLING:
+                await self._parts.discard(record_key(upload))
+                return await self._records.view(upload)
+        raise Aborted("the upload is being assembled; try again")
+
+    async def file(self, file_id: str, owner: str = "") -> Upload:
+        """The completed upload of this id."""
+        upload = await self._records.owned(file_id, owner)
+        if upload.state is not UploadState.COMPLETED:
+            raise FailedPrecondition("the file's upload is not completed", reason=Reason.FILE_NOT_READY)
+        return upload
+
+    @property
+    def _expiry(self) -> timedelta:
+        return timedelta(seconds=self._policy.expiry)

@@ -1,0 +1,75 @@
+"""The composition root of the upload service."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.jetstream import connect
+from services.common.adapters.jetstream_state import JetStreamStateStore
+from services.common.adapters.nats_progress import NatsProgressBus
+from services.common.clock import Clock, utc_now
+from services.common.codec import RecordCodec
+from services.common.identity import TokenVerifier
+from services.common.lifecycle import App
+from services.common.server import GrpcServer
+from services.upload import rpc
+from services.upload.adapters.directory_parts import DirectoryPartStore
+from services.upload.assembly import Assembly, Retention
+from services.upload.config import UploadSettings
+from services.upload.domain import Upload
+from services.upload.ports import Hints, PartStore, UploadStore
+from services.upload.records import UploadRecords
+from services.upload.service import UploadService
+from twotruths.upload.v1 import record_pb2, upload_service_pb2_grpc
+
+BUCKET = "uploads"
+
+
+@asynccontextmanager
+async def build(
+    settings: UploadSettings,
+    *,
+    uploads: UploadStore | None = None,
+    hints: Hints | None = None,
+    parts: PartStore | None = None,
+    clock: Clock = utc_now,
+) -> AsyncIterator[App]:
+    """The upload service on a directory and JetStream, or on what is given instead."""
+    async with AsyncExitStack() as stack:
+        if parts is None:  # first: a directory that is taken is a reason not to begin
+            parts = stack.enter_context(
+                DirectoryPartStore(
+                    settings.data_dir,
+                    DirectoryObjectStore(settings.data_dir),
+                    fsync=settings.fsync,
+                    threads=settings.upload_threads,
+                )
+            )
+        if uploads is None or hints is None:
+            client = await connect(settings.nats_url, "upload")
+            stack.push_async_callback(client.close)
+            if uploads is None:
+                codec = RecordCodec(Upload, record_pb2.UploadRecord)
+                uploads = bucket = JetStreamStateStore(client, BUCKET, codec, replicas=settings.nats_replicas)
+                await bucket.ensure()
+            hints = hints or NatsProgressBus(client)
+        retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
+        assembly = Assembly(uploads, parts, hints, retention=retention, clock=clock)
+        stack.push_async_callback(assembly.close)
+        records = UploadRecords(uploads, parts, hints, ttl=assembly.ttl, clock=clock)
+        service = UploadService(records, parts, hints, assembly, policy=settings.policy(), clock=clock)
+        server = GrpcServer(
+            settings,
+            name="upload",
+            listen=settings.upload_listen,
+            verifier=TokenVerifier.from_settings(settings, "upload"),
+            scopes=rpc.SCOPES,
+        )
+        server.add(
+            rpc.SERVICE, upload_service_pb2_grpc.add_UploadServiceServicer_to_server, rpc.UploadServicer(service)
+        )
+        sweep = functools.partial(assembly.sweep_every, settings.upload_sweep_seconds)
+        yield App(server, background=[sweep])
