@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import mimetypes
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,21 +88,21 @@ class Phone:
     async def follow_merge(self, merge_session_id: str) -> AsyncIterator[Json]:
         """The session now and whenever it changes, until it is final: by events (SSE), and by asking when
         events do not come."""
-        backoff = Backoff(f"following merge {merge_session_id}", self.http.patience)
         while True:
+            updates = self._events(f"{_MERGES}/merge-session/{merge_session_id}/events")
             with suppress(ConnectionLost):
-                async for session in self._events(f"{_MERGES}/merge-session/{merge_session_id}/events"):
-                    yield session
-                    if session["overall_status"] in FINAL:
-                        return
+                async with aclosing(updates):
+                    async for session in updates:
+                        yield session
+                        if session["overall_status"] in FINAL:
+                            return
             session = await self.merge_status(merge_session_id)
             yield session
             if session["overall_status"] in FINAL:
                 return
-            backoff.reset()
-            await backoff.pause(ConnectionLost("no events", _POLL_EVERY))
+            await asyncio.sleep(_POLL_EVERY)
 
-    async def _events(self, path: str) -> AsyncIterator[Json]:
+    async def _events(self, path: str) -> AsyncGenerator[Json, None]:
         """The sessions that the event stream sends until it ends. Raises Refused or ConnectionLost."""
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "text/event-stream"}
         url = self.http.base_url + path
