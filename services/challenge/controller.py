@@ -18,4 +18,6 @@ async def reconcile(service: ChallengeService, *, every: float) -> None:
             await service.finish_publishing()
         except ServiceError as error:
             log.warning("the sweep waits: %s", error.message)
+        except Exception:  # guesses must not stop because publishing does
+            log.exception("the sweep fails")
         await asyncio.sleep(every)

@@ -160,6 +160,8 @@ class ChallengeService:
                 await self._finish(challenge)
             except ServiceError as error:
                 log.warning("publishing %s waits: %s", challenge.id, error.message)
+            except Exception:  # one that cannot be finished must not keep the others waiting
+                log.exception("publishing %s fails", challenge.id)
 
     async def _finish(self, challenge: Challenge) -> None:
         try:
