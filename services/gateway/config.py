@@ -18,6 +18,7 @@ class GatewaySettings(CommonSettings):
     gateway_max_path_bytes: int = Field(4096, gt=0, description="longest path with query")
     gateway_max_token_bytes: int = Field(4096, gt=0, description="longest bearer token")
     gateway_call_timeout_seconds: float = Field(60.0, gt=0, description="deadline of a call to a service")
+    gateway_chunk_timeout_seconds: float = Field(600.0, gt=0, description="longest time a chunk request may take")
     gateway_read_timeout_seconds: float = Field(30.0, gt=0, description="longest silence within a request body")
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")

@@ -140,6 +140,11 @@ class Decoder:
             if name not in skip:
                 self._pair(message, name, texts, form=form)
 
+    def refuse(self, names: Iterable[str]) -> None:
+        """Parameters that no field is left for."""
+        for name in names:
+            self._unknown(f"/{escape(name)}")
+
     def path(self, message: Message, values: Iterable[tuple[str, str]]) -> None:
         """The fields that the path gives: they replace what body and query said."""
         for name, text in values:

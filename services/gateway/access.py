@@ -1,0 +1,147 @@
+"""Who may see which file: asked of the services, remembered for a few seconds.
+
+A player seeks through a video with dozens of range requests; each would cost a call. What is remembered is
+forgotten soon enough for a withdrawn video to vanish, and only a permission is remembered, never a refusal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import grpc
+from aiohttp import web
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common.clock import Clock
+from services.common.playback import PlaybackSigner
+from services.common.status import from_rpc_error
+from services.gateway import callers, problems
+from services.gateway.callers import Metadata
+from services.gateway.config import GatewaySettings
+from twotruths.merge.v1.video_service_pb2 import GetVideoRequest
+from twotruths.merge.v1.video_service_pb2_grpc import VideoServiceStub
+from twotruths.upload.v1.upload_service_pb2 import GetFileRequest
+from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
+
+_MAX_REMEMBERED = 4096
+_SIGNED = "signature"
+
+
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """A file that the caller may read. ``modified_at`` has whole seconds, as HTTP dates do."""
+
+    object_key: str
+    size: int
+    sha256: str
+    mime_type: str
+    filename: str
+    modified_at: datetime
+
+
+class Access:
+    """Answers what a request may read. Raises Problem: 401, 403, 404 or what the service said."""
+
+    def __init__(
+        self,
+        upload: grpc.aio.Channel,
+        merge: grpc.aio.Channel,
+        *,
+        signer: PlaybackSigner,
+        settings: GatewaySettings,
+        clock: Clock,
+    ) -> None:
+        self._upload = UploadServiceStub(upload)
+        self._videos = VideoServiceStub(merge)
+        self._signer = signer
+        self._settings = settings
+        self._clock = clock
+        self._remembered: OrderedDict[tuple[str, str], tuple[float, Readable]] = OrderedDict()
+
+    async def video(self, request: web.Request) -> Readable:
+        """The video of a stream request: by the signature in its query, else by the player's token."""
+        video_id = request.match_info["video_file_id"]
+        if _SIGNED in request.query:
+            query = request.query
+            self._signer.verify(
+                video_id,
+                expires=query.get("expires", ""),
+                key_id=query.get("key_id", ""),
+                signature=query[_SIGNED],
+                now=self._clock().timestamp(),
+            )
+            metadata: Metadata = ()  # the channel adds the gateway's own token
+        else:
+            metadata = self._caller(request)
+
+        async def ask() -> Readable:
+            answer = await self._videos.GetVideo(
+                GetVideoRequest(video_file_id=video_id),
+                metadata=metadata,
+                timeout=self._settings.gateway_call_timeout_seconds,
+            )
+            video = answer.video
+            return Readable(
+                object_key=video.object_key,
+                size=video.size,
+                sha256=video.sha256,
+                mime_type=video.mime_type,
+                filename=f"{video.video_file_id}.mp4",
+                modified_at=_whole_seconds(video.created_at),
+            )
+
+        return await self._remember((f"video/{video_id}", _digest(metadata)), ask)
+
+    async def file(self, request: web.Request) -> Readable:
+        """The uploaded file of a request, by the player's token."""
+        file_id, metadata = request.match_info["file_id"], self._caller(request)
+
+        async def ask() -> Readable:
+            answer = await self._upload.GetFile(
+                GetFileRequest(file_id=file_id),
+                metadata=metadata,
+                timeout=self._settings.gateway_call_timeout_seconds,
+            )
+            file = answer.file
+            return Readable(
+                object_key=file.object_key,
+                size=file.size,
+                sha256=file.sha256,
+                mime_type=file.mime_type,
+                filename=file.filename,
+                modified_at=_whole_seconds(file.completed_at),
+            )
+
+        return await self._remember((f"file/{file_id}", _digest(metadata)), ask)
+
+    def _caller(self, request: web.Request) -> Metadata:
+        return callers.metadata(request, max_token=self._settings.gateway_max_token_bytes)
+
+    async def _remember(self, key: tuple[str, str], ask: Callable[[], Awaitable[Readable]]) -> Readable:
+        now = time.monotonic()
+        until, readable = self._remembered.get(key, (0.0, None))
+        if readable is not None and now < until:
+            return readable
+        try:
+            readable = await ask()
+        except grpc.aio.AioRpcError as error:
+            raise problems.from_error(from_rpc_error(error)) from error
+        self._remembered[key] = (now + self._settings.gateway_access_cache_seconds, readable)
+        self._remembered.move_to_end(key)
+        while len(self._remembered) > _MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return readable
+
+
+def _digest(metadata: Metadata) -> str:
+    """Tokens are not kept, only their digests."""
+    return hashlib.sha256(repr(metadata).encode()).hexdigest()
+
+
+def _whole_seconds(stamp: Timestamp) -> datetime:
+    return datetime.fromtimestamp(stamp.seconds, UTC)

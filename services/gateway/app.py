@@ -1,0 +1,58 @@
+"""The gateway's routes: those of the annotations, and the few written by hand for bytes, health and OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import grpc
+from aiohttp import web
+
+from services.common.clock import Clock
+from services.common.objects import ObjectStore
+from services.common.playback import PlaybackSigner
+from services.gateway.access import Access
+from services.gateway.chunks import ChunkRoutes
+from services.gateway.config import GatewaySettings
+from services.gateway.drain import Drain
+from services.gateway.edge import Edge
+from services.gateway.health import HealthRoutes
+from services.gateway.media import MediaRoutes
+from services.gateway.openapi import OpenApiRoutes
+from services.gateway.routes import Binding
+from services.gateway.transcode import Transcoder
+
+CHUNK_URLS = (
+    "/api/v1/challenge-videos/upload/{session_id}/chunk",
+    "/api/v1/upload/{session_id}/chunk",
+)
+
+
+def create(
+    bindings: Sequence[Binding],
+    channels: Mapping[str, grpc.aio.Channel],
+    *,
+    store: ObjectStore,
+    signer: PlaybackSigner,
+    settings: GatewaySettings,
+    drain: Drain,
+    clock: Clock,
+) -> web.Application:
+    """The application. ``channels`` by backend: upload, merge, challenge."""
+    app = web.Application(client_max_size=settings.gateway_max_body_bytes)
+    Edge(drain, max_path=settings.gateway_max_path_bytes).install(app)
+    router = app.router
+    health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings)
+    router.add_get("/api/v1/health", health.get)
+    router.add_get("/openapi.json", openapi.get)
+    chunks = ChunkRoutes(channels["upload"], settings)
+    for url in CHUNK_URLS:
+        router.add_post(url, chunks.post)
+        router.add_post(url + "/{chunk_number}", chunks.post)
+    access = Access(channels["upload"], channels["merge"], signer=signer, settings=settings, clock=clock)
+    media = MediaRoutes(access, store)
+    router.add_get("/api/v1/media/stream/{video_file_id}", media.video)
+    router.add_get("/api/v1/files/{file_id}", media.file)
+    for binding in bindings:
+        handler = Transcoder(binding, channels[binding.backend], settings, drain)
+        router.add_route(binding.verb, binding.template.path, handler.handle)
+    return app

@@ -1,0 +1,126 @@
+"""What happens around every request: request id, bounds, problems for errors, security headers, one log line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from urllib.parse import parse_qsl, urlencode
+
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
+from aiohttp.typedefs import Handler
+
+from services.common import context
+from services.common.errors import ServiceError
+from services.gateway import problems
+from services.gateway.drain import Drain
+from services.gateway.problems import Problem
+
+log = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+# Parameters that are permissions: whoever reads them in a log could use them.
+_SECRET = frozenset({"signature", "token", "access_token", "x-amz-signature"})
+_HEADERS = {
+    "Server": "twotruths",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+}
+
+
+class Edge:
+    """The outermost middleware."""
+
+    def __init__(self, drain: Drain, *, max_path: int) -> None:
+        self._drain = drain
+        self._max_path = max_path
+
+    def install(self, app: web.Application) -> None:
+        """Puts itself around every handler of ``app``."""
+
+        @web.middleware
+        async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._around(request, handler)
+
+        app.middlewares.append(around)
+        app.on_response_prepare.append(self._prepare)
+
+    async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answers every request, whatever the handler does."""
+        given = request.headers.get("X-Request-Id", "")
+        request_id = request["request_id"] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        with self._drain.request(), context.serving(context.CallContext(None, request_id)):
+            try:
+                if len(request.raw_path) > self._max_path:
+                    raise Problem(414, "URI_TOO_LONG", f"the path may have at most {self._max_path} bytes")
+                return await handler(request)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                return self._answer(request, error)
+
+    def _answer(self, request: web.Request, error: Exception) -> web.StreamResponse:
+        problem = _problem(request, error)
+        started: web.StreamResponse | None = request.get("response")
+        if started is None:
+            return problem.response(instance=request.path, request_id=request["request_id"])
+        # Half an answer is out: only a broken connection can tell the client that the rest will not come.
+        if not isinstance(error, ConnectionError):
+            log.error("an answer broke off", extra={"data": {"path": request.path, "why": type(error).__name__}})
+        if request.transport is not None:
+            request.transport.abort()
+        return started
+
+    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        request["response"] = response
+        for name, value in _HEADERS.items():
+            response.headers[name] = value
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers["X-Request-Id"] = request.get("request_id", "")
+        if self._drain.draining.is_set():
+            response.force_close()
+
+
+def _problem(request: web.Request, error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ServiceError):
+        return problems.from_error(error)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return Problem(405, "METHOD_NOT_ALLOWED", f"this path takes {allowed}", headers={"Allow": allowed})
+    if isinstance(error, web.HTTPNotFound):
+        return Problem(404, "ROUTE_NOT_FOUND", "there is no such path")
+    if isinstance(error, web.HTTPException) and error.status < 500:
+        return Problem(error.status, error.reason.upper().replace(" ", "_"), error.reason)
+    log.error("unhandled error", exc_info=error, extra={"data": {"path": request.path, "method": request.method}})
+    return problems.internal()
+
+
+class AccessLogger(AbstractAccessLogger):
+    """One line for each request, without the parameters that are permissions."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        """Writes the line."""
+        data = {
+            "method": request.method,
+            "path": redacted(request.raw_path),
+            "status": response.status,
+            "bytes": response.body_length,
+            "ms": round(time * 1000, 1),
+            "request_id": request.get("request_id", ""),
+        }
+        self.logger.info("request", extra={"data": data})
+
+
+def redacted(raw_path: str) -> str:
+    """A path with query whose secrets are hidden."""
+    path, mark, query = raw_path.partition("?")
+    if not mark:
+        return path
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return path + "?" + urlencode([(k, "***" if k.lower() in _SECRET else v) for k, v in pairs], safe="*")

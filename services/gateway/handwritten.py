@@ -1,0 +1,175 @@
+"""The OpenAPI operations of the routes that no annotation describes: chunks, bytes, health."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ID = {"type": "string", "format": "uuid"}
+_HASH = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description": "SHA-256 in hex"}
+_CHUNK_PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
+_MEDIA_PROBLEMS = (400, 401, 403, 404, 409, 412, 416, 500, 503, 504)
+
+SCHEMAS: Mapping[str, Any] = {
+    "Problem": {
+        "type": "object",
+        "description": "What went wrong (RFC 9457).",
+        "required": ["type", "title", "status", "detail", "instance", "request_id", "reason", "errors"],
+        "properties": {
+            "type": {"type": "string", "format": "uri"},
+            "title": {"type": "string", "description": "The status in words."},
+            "status": {"type": "integer"},
+            "detail": {"type": "string", "description": "What went wrong, for a person."},
+            "instance": {"type": "string", "description": "The path of the request."},
+            "request_id": {"type": "string", "description": "Finds the request in the log."},
+            "reason": {"type": "string", "description": "What went wrong, for a program."},
+            "errors": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["pointer", "detail"],
+                    "properties": {
+                        "pointer": {"type": "string", "description": "JSON pointer to the wrong field."},
+                        "detail": {"type": "string"},
+                    },
+                },
+            },
+        },
+    },
+    "ChunkAnswer": {
+        "type": "object",
+        "properties": {
+            "session_id": _ID,
+            "merge_session_id": {"type": "string"},
+            "video_index": {"type": ["integer", "null"]},
+            "chunk_number": {"type": "integer"},
+            "status": {"type": "string", "enum": ["uploaded", "already_exists"]},
+            "chunk_hash": _HASH,
+            "uploaded_chunks": {"type": "array", "items": {"type": "integer"}},
+            "remaining_chunks": {"type": "array", "items": {"type": "integer"}},
+            "progress_percent": {"type": "number"},
+        },
+    },
+}
+
+
+def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
+    number = {"type": "integer", "minimum": 0}
+    return {
+        "post": {
+            "operationId": f"UploadChunk_{slug}_{'path' if in_path else 'query'}",
+            "tags": ["UploadService"],
+            "summary": "Stores one chunk.",
+            "description": "A form with the file, or the bytes alone with Content-Digest or X-Chunk-SHA256. "
+            "The same bytes again are already_exists; other bytes at a taken number are 409.",
+            "parameters": [
+                {"name": "session_id", "in": "path", "required": True, "schema": _ID},
+                {
+                    "name": "chunk_number",
+                    "in": "path" if in_path else "query",
+                    "required": True,
+                    "schema": number,
+                },
+                {"name": "X-Chunk-SHA256", "in": "header", "required": False, "schema": _HASH},
+                {"name": "Content-Digest", "in": "header", "required": False, "schema": {"type": "string"}},
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": {
+                        "schema": {
+                            "type": "object",
+                            "required": ["file"],
+                            "properties": {
+                                "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+                                "chunk_hash": _HASH,
+                            },
+                        }
+                    },
+                    "application/octet-stream": {},
+                },
+            },
+            "responses": {
+                "200": {
+                    "description": "The chunk is stored.",
+                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChunkAnswer"}}},
+                }
+            },
+            "x-problems": _CHUNK_PROBLEMS,
+        }
+    }
+
+
+def _bytes(name: str, parameter: str, summary: str, *, signed: bool) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [
+        {"name": parameter, "in": "path", "required": True, "schema": _ID},
+        {"name": "Range", "in": "header", "required": False, "schema": {"type": "string"}},
+        {"name": "download", "in": "query", "required": False, "schema": {"type": "string"}},
+    ]
+    if signed:
+        parameters += [
+            {"name": query, "in": "query", "required": False, "schema": {"type": "string"}}
+            for query in ("expires", "key_id", "signature")
+        ]
+    operation = {
+        "tags": ["Media"],
+        "summary": summary,
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "The whole file.", "content": {"*/*": {}}},
+            "206": {"description": "The range asked for.", "content": {"*/*": {}}},
+            "304": {"description": "The client's copy is current."},
+        },
+        "x-problems": _MEDIA_PROBLEMS,
+    } | ({"security": [{"bearer": []}, {}]} if signed else {})
+    return {
+        verb: operation | {"operationId": f"{name}_{verb}", "x-problems": _MEDIA_PROBLEMS}
+        for verb in ("get", "head")
+    }
+
+
+_HEALTH = {
+    "get": {
+        "operationId": "Health",
+        "tags": ["Health"],
+        "summary": "Whether the gateway and the services behind it serve.",
+        "security": [{}],
+        "responses": {
+            str(status): {
+                "description": text,
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "properties": {
+                                "status": {"type": "string", "enum": ["healthy", "unhealthy"]},
+                                "gateway": {"type": "string"},
+                                "services": {"type": "object", "additionalProperties": {"type": "string"}},
+                            },
+                        }
+                    }
+                },
+            }
+            for status, text in ((200, "All serve."), (503, "Not all serve."))
+        },
+    }
+}
+
+PATHS: Mapping[str, Mapping[str, Any]] = {
+    **{
+        f"{url}{suffix}": _chunk(in_path=bool(suffix), slug=slug)
+        for url, slug in (
+            ("/api/v1/challenge-videos/upload/{session_id}/chunk", "challenge_videos"),
+            ("/api/v1/upload/{session_id}/chunk", "upload"),
+        )
+        for suffix in ("", "/{chunk_number}")
+    },
+    "/api/v1/media/stream/{video_file_id}": _bytes(
+        "StreamVideo",
+        "video_file_id",
+        "A merged video, by bearer token or by the signature in the URL.",
+        signed=True,
+    ),
+    "/api/v1/files/{file_id}": _bytes("GetFile", "file_id", "An uploaded file.", signed=False),
+    "/api/v1/health": _HEALTH,
+}

@@ -1,0 +1,147 @@
+"""Bytes out: files and merged videos, whole or one range, by sendfile where the object is a local file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Awaitable, Callable
+from email.utils import format_datetime
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from aiohttp import web
+
+from services.common.objects import ObjectStore
+from services.gateway import conditions, problems, ranges
+from services.gateway.access import Access, Readable
+from services.gateway.problems import Problem
+
+log = logging.getLogger(__name__)
+
+# Media that a browser shows without running anything; all else is saved, not shown.
+_SHOWN = re.compile(r"(video|audio)/.*|image/(jpeg|png|gif|webp|avif)")
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
+
+
+class MediaRoutes:
+    """GET and HEAD of videos and files."""
+
+    def __init__(self, access: Access, store: ObjectStore) -> None:
+        self._access = access
+        self._store = store
+
+    async def video(self, request: web.Request) -> web.StreamResponse:
+        """/api/v1/media/stream/{video_file_id}. Raises Problem."""
+        return await self._serve(request, self._access.video)
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        """/api/v1/files/{file_id}. Raises Problem."""
+        return await self._serve(request, self._access.file)
+
+    async def _serve(
+        self, request: web.Request, find: Callable[[web.Request], Awaitable[Readable]]
+    ) -> web.StreamResponse:
+        readable = await find(request)
+        headers = _headers(readable, download=request.query.get("download") in {"1", "true"})
+        status = conditions.evaluate(request.headers, readable.sha256, readable.modified_at)
+        if status == 304:
+            return web.Response(status=304, headers=headers)
+        if status == 412:
+            raise Problem(412, "PRECONDITION_FAILED", "the file is not the one that the request names")
+        part = _range(request, readable)
+        response = web.StreamResponse(status=200 if part is None else 206, headers=headers)
+        if part is not None:
+            response.headers["Content-Range"] = part.content_range
+        start, end = (0, readable.size) if part is None else (part.start, part.end)
+        response.content_length = end - start
+        if request.method == "HEAD":
+            await response.prepare(request)
+            return response
+        path = self._store.local_path(readable.object_key)
+        if path is not None:
+            await _send_file(request, response, path, readable, start, end)
+        else:
+            await self._send_pieces(request, response, readable, start, end)
+        return response
+
+    async def _send_pieces(
+        self, request: web.Request, response: web.StreamResponse, readable: Readable, start: int, end: int
+    ) -> None:
+        pieces = self._store.read(readable.object_key, start, end)
+        first = await anext(pieces, b"")  # NotFound comes here, while an answer is still possible
+        await response.prepare(request)
+        await response.write(first)
+        async for piece in pieces:
+            await response.write(piece)
+
+
+async def _send_file(
+    request: web.Request, response: web.StreamResponse, path: Path, readable: Readable, start: int, end: int
+) -> None:
+    """Sends [start, end) of a file without its bytes passing through Python."""
+    file = await asyncio.to_thread(_open, path, readable.size)
+    try:
+        await response.prepare(request)
+        if end > start:
+            transport = request.transport
+            if transport is None:
+                raise ConnectionResetError("the client has gone")
+            await asyncio.get_running_loop().sendfile(transport, file, start, end - start)
+    finally:
+        file.close()
+
+
+def _open(path: Path, size: int) -> BinaryIO:
+    try:
+        file = path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise Problem(404, "FILE_GONE", "the file's bytes are no longer there") from None
+    if os.fstat(file.fileno()).st_size != size:
+        file.close()
+        log.error("an object has another size than its record", extra={"data": {"path": path.name}})
+        raise problems.internal()
+    return file  # type: ignore[return-value]  # a FileIO reads like a BinaryIO
+
+
+def _range(request: web.Request, readable: Readable) -> ranges.ByteRange | None:
+    """The range to send, None for the whole. Ranges are defined for GET alone (RFC 9110 section 14.2)."""
+    holds = conditions.range_holds(request.headers.get("If-Range"), readable.sha256, readable.modified_at)
+    if request.method != "GET" or not holds:
+        return None
+    try:
+        return ranges.parse(request.headers.get("Range"), readable.size)
+    except ranges.Unsatisfiable:
+        raise Problem(
+            416,
+            "RANGE_NOT_SATISFIABLE",
+            f"the file has {readable.size} bytes",
+            headers={"Content-Range": f"bytes */{readable.size}", "Accept-Ranges": "bytes"},
+        ) from None
+
+
+def _headers(readable: Readable, *, download: bool) -> dict[str, str]:
+    kind = readable.mime_type.partition(";")[0].strip().lower()
+    shown = _SHOWN.fullmatch(kind) and not download
+    return {
+        "Content-Type": kind if _MEDIA_TYPE.fullmatch(kind) else "application/octet-stream",
+        "Content-Disposition": disposition("inline" if shown else "attachment", readable.filename),
+        "Accept-Ranges": "bytes",
+        "ETag": f'"{readable.sha256}"',
+        "Last-Modified": format_datetime(readable.modified_at, usegmt=True),
+        # What is under an id never changes; who may see it does.
+        "Cache-Control": "private, max-age=60",
+        "Vary": "Authorization",
+    }
+
+
+def disposition(kind: str, filename: str) -> str:
+    """Content-Disposition (RFC 6266): a name in ASCII for old clients, and the true one as RFC 8187 writes it."""
+    name = re.sub(r"[\x00-\x1f\x7f/\\]", "_", filename)
+    plain = re.sub(r'[^\x20-\x7e]|["%]', "_", name)
+    value = f'{kind}; filename="{plain}"'
+    if plain != name:
+        value += f"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+    return value

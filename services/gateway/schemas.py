@@ -1,0 +1,155 @@
+"""JSON schemas (OpenAPI 3.1 dialect) of proto messages, as :mod:`decode` reads and :mod:`encode` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, EnumDescriptor
+from google.protobuf.descriptor import FieldDescriptor as F
+
+from services.gateway import enums
+
+Schema = dict[str, Any]
+_INTEGERS = {
+    F.TYPE_INT32: "int32",
+    F.TYPE_SINT32: "int32",
+    F.TYPE_SFIXED32: "int32",
+    F.TYPE_UINT32: "uint32",
+    F.TYPE_FIXED32: "uint32",
+    F.TYPE_INT64: "int64",
+    F.TYPE_SINT64: "int64",
+    F.TYPE_SFIXED64: "int64",
+    F.TYPE_UINT64: "uint64",
+    F.TYPE_FIXED64: "uint64",
+}
+_WELL_KNOWN: Mapping[str, Schema] = {
+    "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
+    "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"},
+}
+_BOUNDS = {"gte": "minimum", "gt": "exclusiveMinimum", "lte": "maximum", "lt": "exclusiveMaximum"}
+_LENGTHS = {"min_len": "minLength", "max_len": "maxLength", "pattern": "pattern"}
+
+
+class Schemas:
+    """Collects the schemas of messages and enums, by name, as ``components/schemas``."""
+
+    def __init__(self, comments: Mapping[str, str]) -> None:
+        self.components: dict[str, Schema] = {}
+        self._comments = comments
+
+    def reference(self, descriptor: Descriptor, *, request: bool = False) -> Schema:
+        """A reference to a message's schema. In a request every field may be left out save required ones; in
+        an answer every field is there."""
+        if descriptor.full_name in _WELL_KNOWN:
+            return dict(_WELL_KNOWN[descriptor.full_name])
+        name = descriptor.name + ("" if not request or descriptor.name.endswith("Request") else "Input")
+        if name not in self.components:
+            self.components[name] = {}  # first, for messages that hold themselves
+            self.components[name] = self.message(descriptor, request=request)
+        return {"$ref": f"#/components/schemas/{name}"}
+
+    def message(self, descriptor: Descriptor, *, request: bool, without: frozenset[str] = frozenset()) -> Schema:
+        """The schema of an object. ``without``: fields that the path gives."""
+        fields = [field for field in descriptor.fields if field.name not in without]
+        required = [f.name for f in fields if not request or _required(f)]
+        schema: Schema = {
+            "type": "object",
+            "properties": {field.name: self.field(field, request=request) for field in fields},
+        }
+        if required:
+            schema["required"] = required
+        if comment := self._comments.get(descriptor.full_name):
+            schema["description"] = comment
+        return schema
+
+    def field(self, field: F, *, request: bool) -> Schema:
+        """The schema of a field's value, with its comment and the bounds that the proto sets."""
+        rules = field.GetOptions().Extensions[validate_pb2.field]
+        message = field.message_type
+        if message is not None and message.GetOptions().map_entry:
+            value = self._single(message.fields_by_name["value"], request=request)
+            schema: Schema = {"type": "object", "additionalProperties": value}
+            if rules.map.HasField("max_pairs"):
+                schema["maxProperties"] = rules.map.max_pairs
+        elif field.is_repeated:
+            items = self._single(field, request=request)
+            schema = {"type": "array", "items": items | _bounds(field, rules.repeated.items)}
+            if rules.repeated.HasField("min_items"):
+                schema["minItems"] = rules.repeated.min_items
+            if rules.repeated.HasField("max_items"):
+                schema["maxItems"] = rules.repeated.max_items
+        else:
+            schema = self._single(field, request=request) | _bounds(field, rules)
+            if not request and (field.has_presence or field.enum_type is not None):
+                schema = _or_null(schema)
+        if comment := self._comments.get(field.full_name):
+            schema["description"] = comment
+        return schema
+
+    def _single(self, field: F, *, request: bool) -> Schema:
+        if field.message_type is not None:
+            return self.reference(field.message_type, request=request)
+        if field.enum_type is not None:
+            return self._enum(field.enum_type)
+        if field.type in _INTEGERS:
+            return {"type": "integer", "format": _INTEGERS[field.type]}
+        return {
+            F.TYPE_BOOL: {"type": "boolean"},
+            F.TYPE_STRING: {"type": "string"},
+            F.TYPE_BYTES: {"type": "string", "contentEncoding": "base64"},
+        }.get(field.type, {"type": "number", "format": "double"}).copy()
+
+    def _enum(self, enum: EnumDescriptor) -> Schema:
+        names = enums.short_names(enum)
+        if enum.name not in self.components:
+            lines = [self._comments.get(enum.full_name, "")]
+            lines += [
+                f"- `{names[v.number]}`: {self._comments.get(f'{enum.full_name}.{v.name}', '')}"
+                for v in enum.values
+                if v.number in names
+            ]
+            self.components[enum.name] = {
+                "type": "string",
+                "enum": list(names.values()),
+                "description": "\n".join(lines).strip(),
+            }
+        return {"$ref": f"#/components/schemas/{enum.name}"}
+
+
+def _or_null(schema: Schema) -> Schema:
+    if "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    return schema | {"type": [schema["type"], "null"]}
+
+
+def _required(field: F) -> bool:
+    """Whether the proto wants the field: said outright, or its default breaks a rule of length or bound."""
+    rules = field.GetOptions().Extensions[validate_pb2.field]
+    if rules.required:
+        return True
+    if rules.string.min_len or rules.string.uuid or rules.repeated.min_items:
+        return True
+    kind = rules.WhichOneof("type")
+    if kind in {"int32", "int64", "double"}:
+        numbers = getattr(rules, kind)
+        return bool((numbers.HasField("gt") and numbers.gt >= 0) or (numbers.HasField("gte") and numbers.gte > 0))
+    return kind == "enum" and 0 in rules.enum.not_in
+
+
+def _bounds(field: F, rules: Any) -> Schema:
+    kind = rules.WhichOneof("type")
+    if kind is None:
+        return {}
+    typed = getattr(rules, kind)
+    found: Schema = {}
+    if kind == "string":
+        found = {keyword: getattr(typed, rule) for rule, keyword in _LENGTHS.items() if typed.HasField(rule)}
+        if typed.WhichOneof("well_known") == "uuid":
+            found["format"] = "uuid"
+        if getattr(typed, "in"):
+            found["enum"] = list(getattr(typed, "in"))
+    elif kind in {"int32", "int64", "uint32", "uint64", "double", "float"}:
+        found = {keyword: getattr(typed, rule) for rule, keyword in _BOUNDS.items() if typed.HasField(rule)}
+    return found

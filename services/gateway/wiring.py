@@ -1,0 +1,55 @@
+"""Builds the gateway: channels to the services, the object store, the routes, the HTTP server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.channel import open_channel
+from services.common.clock import Clock, utc_now
+from services.common.identity import ServiceTokens
+from services.common.lifecycle import App
+from services.common.objects import ObjectStore
+from services.common.playback import PlaybackSigner
+from services.gateway import app, contract, routes
+from services.gateway.config import GatewaySettings
+from services.gateway.drain import Drain
+from services.gateway.server import HttpServer
+
+
+@asynccontextmanager
+async def build(
+    settings: GatewaySettings,
+    *,
+    services: Iterable[tuple[str, ServiceDescriptor]] | None = None,
+    store: ObjectStore | None = None,
+    signer: PlaybackSigner | None = None,
+    clock: Clock = utc_now,
+) -> AsyncIterator[App]:
+    """The gateway, not yet started. Raises ValueError when an annotation cannot be served."""
+    bindings = routes.bindings(contract.services() if services is None else services)
+    tokens = ServiceTokens.from_settings(settings, service="gateway")
+    targets = {
+        "upload": settings.upload_target,
+        "merge": settings.merge_target,
+        "challenge": settings.challenge_target,
+    }
+    drain = Drain()
+    async with AsyncExitStack() as stack:
+        channels = {}
+        for name, target in targets.items():
+            # Players' calls carry their own token; the gateway's goes with its own questions alone.
+            channels[name] = await stack.enter_async_context(open_channel(target, tokens=tokens, audience=name))
+        application = app.create(
+            bindings,
+            channels,
+            store=store or DirectoryObjectStore(settings.data_dir),
+            signer=signer or PlaybackSigner.from_file(settings.playback_keys_file),
+            settings=settings,
+            drain=drain,
+            clock=clock,
+        )
+        yield App(server=HttpServer(application, settings, drain))
