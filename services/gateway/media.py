@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import format_datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -62,48 +62,44 @@ class MediaRoutes:
             return response
         path = self._store.local_path(readable.object_key)
         if path is not None:
-            await _send_file(request, response, path, readable, start, end)
+            file = await asyncio.to_thread(_open, path, readable.size)
+            await _send_file(request, response, file, start, end)
         else:
-            await self._send_pieces(request, response, readable, start, end)
+            await _send_pieces(request, response, self._store.read(readable.object_key, start, end))
         return response
 
-    async def _send_pieces(
-        self, request: web.Request, response: web.StreamResponse, readable: Readable, start: int, end: int
-    ) -> None:
-        pieces = self._store.read(readable.object_key, start, end)
-        first = await anext(pieces, b"")  # NotFound comes here, while an answer is still possible
-        await response.prepare(request)
-        await response.write(first)
-        async for piece in pieces:
-            await response.write(piece)
+
+async def _send_pieces(request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:
+    first = await anext(pieces, b"")  # NotFound comes here, while an answer is still possible
+    await response.prepare(request)
+    await response.write(first)
+    async for piece in pieces:
+        await response.write(piece)
 
 
 async def _send_file(
-    request: web.Request, response: web.StreamResponse, path: Path, readable: Readable, start: int, end: int
+    request: web.Request, response: web.StreamResponse, file: BinaryIO, start: int, end: int
 ) -> None:
-    """Sends [start, end) of a file without its bytes passing through Python."""
-    file = await asyncio.to_thread(_open, path, readable.size)
-    try:
+    """Sends [start, end) of a file without its bytes passing through Python, and closes it."""
+    with file:
         await response.prepare(request)
         if end > start:
             transport = request.transport
             if transport is None:
                 raise ConnectionResetError("the client has gone")
             await asyncio.get_running_loop().sendfile(transport, file, start, end - start)
-    finally:
-        file.close()
 
 
 def _open(path: Path, size: int) -> BinaryIO:
     try:
-        file = path.open("rb", buffering=0)
+        file = path.open("rb")
     except FileNotFoundError:
         raise Problem(404, "FILE_GONE", "the file's bytes are no longer there") from None
     if os.fstat(file.fileno()).st_size != size:
         file.close()
         log.error("an object has another size than its record", extra={"data": {"path": path.name}})
         raise problems.internal()
-    return file  # type: ignore[return-value]  # a FileIO reads like a BinaryIO
+    return file
 
 
 def _range(request: web.Request, readable: Readable) -> ranges.ByteRange | None:

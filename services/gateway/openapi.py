@@ -40,8 +40,8 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[s
     for binding in bindings:
         operations = paths.setdefault(binding.template.display, {})
         operations[binding.verb.lower()] = _operation(binding, schemas, comments)
-    for path, operations in PATHS.items():
-        paths.setdefault(path, {}).update({verb: _with_problems(op) for verb, op in operations.items()})
+    for path, written in PATHS.items():
+        paths.setdefault(path, {}).update({verb: _with_problems(op) for verb, op in written.items()})
     return {
         "openapi": "3.1.0",
         "info": {
@@ -54,7 +54,7 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[s
         "security": [{"bearer": []}],
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": dict(sorted((schemas.components | SCHEMAS).items())),
+            "schemas": dict(sorted(({**schemas.components, **SCHEMAS}).items())),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -118,8 +118,11 @@ def _body(binding: Binding, schemas: Schemas) -> dict[str, Any]:
     schema = schemas.message(descriptor, request=True, without=without)
     if not binding.ignore_unknown:
         schema["additionalProperties"] = False
+    name = descriptor.name.removesuffix("Request") + "Body"
+    schemas.components[name] = schema
+    reference = {"$ref": f"#/components/schemas/{name}"}
     kinds = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
-    return {"required": bool(schema.get("required")), "content": {kind: {"schema": schema} for kind in kinds}}
+    return {"required": bool(schema.get("required")), "content": {kind: {"schema": reference} for kind in kinds}}
 
 
 def _answer(binding: Binding, schemas: Schemas) -> dict[str, Any]:
