@@ -20,9 +20,10 @@ from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.assembly import Assembly, Retention
 from services.upload.config import UploadSettings
 from services.upload.domain import Upload
+from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore, UploadStore
 from services.upload.records import UploadRecords
-from services.upload.service import UploadService
+from services.upload.service import Policy, UploadService
 from twotruths.upload.v1 import record_pb2, upload_service_pb2_grpc
 
 BUCKET = "uploads"
@@ -60,7 +61,7 @@ async def build(
         assembly = Assembly(uploads, parts, hints, retention=retention, clock=clock)
         stack.push_async_callback(assembly.close)
         records = UploadRecords(uploads, parts, hints, ttl=assembly.ttl, clock=clock)
-        service = UploadService(records, parts, hints, assembly, policy=settings.policy(), clock=clock)
+        service = UploadService(records, parts, hints, assembly, policy=_policy(settings), clock=clock)
         server = GrpcServer(
             settings,
             name="upload",
@@ -73,3 +74,21 @@ async def build(
         )
         sweep = functools.partial(assembly.sweep_every, settings.upload_sweep_seconds)
         yield App(server, background=[sweep])
+
+
+def _policy(settings: UploadSettings) -> Policy:
+    media = {word.strip().lower() for word in settings.upload_allowed_types.split(",")}
+    limits = Limits(
+        chunk_size=settings.upload_chunk_size,
+        max_chunk_size=settings.upload_max_chunk_size,
+        max_chunks=settings.upload_max_chunks,
+        max_file_size=settings.upload_max_file_size,
+        media=frozenset(media - {""}),
+    )
+    return Policy(
+        limits=limits,
+        expiry=settings.upload_expiry_seconds,
+        stall=settings.upload_stall_seconds,
+        look=settings.upload_watch_seconds,
+        max_streams=settings.upload_max_streams,
+    )
