@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, text
+from sqlalchemy import Connection, insert, select, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.challenge.adapters.engine import open_database
 from services.challenge.adapters.memory import MemoryChallengeStore, MemoryGuessLedger
 from services.challenge.adapters.migrations import migrate
 from services.challenge.adapters.sql import SqlChallengeStore, SqlGuessLedger
-from services.challenge.adapters.tables import answers, metadata
+from services.challenge.adapters.tables import answers, metadata, scores
 from services.challenge.domain import Answer, Challenge, Guess, Position, Segment, Status, Video
 from services.challenge.ports import ChallengeStore, GuessLedger
 from services.common.errors import Unavailable
@@ -230,6 +231,28 @@ async def test_a_cancelled_guess_is_whole_or_absent_and_harms_nothing(url: str) 
     assert [guess.score_after for guess in counted] == [10] * 12
     assert await stores.guesses.tally(challenge.id) == [0, 12]
     await database.close()
+
+
+async def test_a_transaction_whose_caller_gave_up_is_still_committed(url: str) -> None:
+    await migrate(url)
+    database = open_database(url)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(insert(scores).values(player="bob", score=7))
+        begun.set()
+        await go_on.wait()
+
+    caller = asyncio.create_task(database.write(work))
+    await begun.wait()
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    assert caller.cancelled()
+    go_on.set()
+    await database.close()
+    again = open_database(url)
+    assert await again.read(lambda connection: connection.scalar(select(scores.c.score))) == 7
+    await again.close()
 
 
 async def test_a_database_without_its_tables_is_unavailable(tmp_path: Path) -> None:
