@@ -20,6 +20,8 @@ from services.gateway.problems import Problem
 
 log = logging.getLogger(__name__)
 
+REQUEST_ID = web.RequestKey("request_id", str)
+_RESPONSE = web.RequestKey("response", web.StreamResponse)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 # Parameters that are permissions: whoever reads them in a log could use them.
 _SECRET = frozenset({"signature", "token", "access_token", "x-amz-signature"})
@@ -52,7 +54,7 @@ class Edge:
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answers every request, whatever the handler does."""
         given = request.headers.get("X-Request-Id", "")
-        request_id = request["request_id"] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         with self._drain.request(), context.serving(context.CallContext(None, request_id)):
             try:
                 if len(request.raw_path) > self._max_path:
@@ -65,9 +67,9 @@ class Edge:
 
     def _answer(self, request: web.Request, error: Exception) -> web.StreamResponse:
         problem = _problem(request, error)
-        started: web.StreamResponse | None = request.get("response")
+        started: web.StreamResponse | None = request.get(_RESPONSE)
         if started is None:
-            return problem.response(instance=request.path, request_id=request["request_id"])
+            return problem.response(instance=request.path, request_id=request[REQUEST_ID])
         # Half an answer is out: only a broken connection can tell the client that the rest will not come.
         if not isinstance(error, ConnectionError):
             log.error("an answer broke off", extra={"data": {"path": request.path, "why": type(error).__name__}})
@@ -76,11 +78,11 @@ class Edge:
         return started
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        request["response"] = response
+        request[_RESPONSE] = response
         for name, value in _HEADERS.items():
             response.headers[name] = value
         response.headers.setdefault("Cache-Control", "no-store")
-        response.headers["X-Request-Id"] = request.get("request_id", "")
+        response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         if self._drain.draining.is_set():
             response.force_close()
 
@@ -112,7 +114,7 @@ class AccessLogger(AbstractAccessLogger):
             "status": response.status,
             "bytes": response.body_length,
             "ms": round(time * 1000, 1),
-            "request_id": request.get("request_id", ""),
+            "request_id": request.get(REQUEST_ID, ""),
         }
         self.logger.info("request", extra={"data": data})
 

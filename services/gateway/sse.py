@@ -21,6 +21,7 @@ from google.protobuf.message import Message
 from services.common.status import from_rpc_error
 from services.gateway import encode, problems
 from services.gateway.drain import Drain
+from services.gateway.edge import REQUEST_ID
 from services.gateway.problems import Problem
 
 EVENTS, LINES = "text/event-stream", "application/x-ndjson"
@@ -84,7 +85,7 @@ async def _follow(
                 await writer.data(encode.dumps(render(message)))
     except grpc.aio.AioRpcError as error:
         problem = problems.from_error(from_rpc_error(error))
-        document = problem.document(instance=request.path, request_id=request["request_id"])
+        document = problem.document(instance=request.path, request_id=request[REQUEST_ID])
         await writer.error(encode.dumps(document))
     except _Draining:
         return  # without an end: the client comes back, to another gateway

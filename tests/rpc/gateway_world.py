@@ -1,0 +1,425 @@
+"""A real gateway on port 0 in front of real gRPC servers whose servicers are small fakes kept in memory."""
+
+# ruff: noqa: N802  servicers have the names of their rpcs
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common import context
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    ServiceError,
+    Unimplemented,
+)
+from services.common.identity import TokenVerifier
+from services.common.keys import KeyRing
+from services.common.lifecycle import App
+from services.common.objects import ObjectStore
+from services.common.playback import PlaybackSigner
+from services.common.server import GrpcServer
+from services.common.settings import CommonSettings
+from services.gateway import wiring
+from services.gateway.config import GatewaySettings
+from twotruths.challenge.v1 import challenge_pb2, challenge_service_pb2, challenge_service_pb2_grpc
+from twotruths.merge.v1 import (
+    merge_pb2,
+    merge_service_pb2,
+    merge_service_pb2_grpc,
+    video_pb2,
+    video_service_pb2,
+    video_service_pb2_grpc,
+)
+from twotruths.upload.v1 import upload_pb2, upload_service_pb2, upload_service_pb2_grpc
+
+NOW = Timestamp(seconds=1_790_000_000)
+U = upload_pb2
+
+
+def find(things: Mapping[str, Any], id_: str) -> Any:
+    thing = things.get(id_)
+    if thing is None or thing[0] != context.owner():
+        raise NotFound("there is no such thing", reason="UPLOAD_NOT_FOUND")
+    return thing[1]
+
+
+class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
+    def __init__(self) -> None:
+        self.uploads: dict[str, tuple[str, U.Upload]] = {}
+        self.chunks: dict[str, dict[int, bytes]] = {}
+        self.pieces: list[int] = []
+        self.files: dict[str, tuple[str, U.File]] = {}
+        self.changed = asyncio.Condition()
+        self.chunk_call_ended = asyncio.Event()
+        self.error: ServiceError | None = None
+        self.metadata: list[tuple[str, str]] = []
+
+    def add(self, owner: str, filename: str, size: int, chunk_size: int, **more: Any) -> U.Upload:
+        total = -(-size // chunk_size)
+        upload = U.Upload(
+            session_id=str(uuid.uuid4()),
+            filename=filename,
+            file_size=size,
+            chunk_size=chunk_size,
+            total_chunks=total,
+            remaining_chunks=range(total),
+            status=U.UPLOAD_STATUS_PENDING,
+            created_at=NOW,
+            expires_at=NOW,
+            **more,
+        )
+        self.uploads[upload.session_id] = (owner, upload)
+        self.chunks[upload.session_id] = {}
+        return upload
+
+    async def InitiateUpload(self, request: Any, _: Any) -> Any:
+        upload = self.add(
+            context.owner(),
+            request.filename,
+            request.file_size,
+            request.chunk_size or 4,
+            mime_type=request.mime_type,
+        )
+        upload.metadata.update(request.metadata)
+        return upload_service_pb2.InitiateUploadResponse(upload=upload)
+
+    async def UploadChunks(self, requests: AsyncIterator[Any], _: Any) -> Any:
+        try:
+            return await self._take(requests)
+        finally:
+            self.chunk_call_ended.set()
+
+    async def _take(self, requests: AsyncIterator[Any]) -> Any:
+        first = (await anext(requests)).header
+        if self.error is not None:
+            raise self.error
+        upload = find(self.uploads, first.session_id)
+        if not 0 <= first.chunk_number < upload.total_chunks:
+            raise OutOfRange(
+                "no such chunk",
+                reason="CHUNK_OUT_OF_RANGE",
+                violations=InvalidArgument.field("chunk_number", "x").violations,
+            )
+        data, promised, ended = b"", first.sha256, False
+        async for message in requests:
+            if message.HasField("data"):
+                self.pieces.append(len(message.data))
+                data += message.data
+            else:
+                promised, ended = message.end.sha256 or promised, True
+        if not ended:
+            raise InvalidArgument("no end", reason="STREAM_MALFORMED")
+        digest = hashlib.sha256(data).hexdigest()
+        if promised not in {"", digest}:
+            raise InvalidArgument.field(
+                "chunk_hash", "is not the SHA-256 received", reason="CHUNK_DIGEST_MISMATCH"
+            )
+        number = first.chunk_number
+        expected = min(upload.chunk_size, upload.file_size - number * upload.chunk_size)
+        if len(data) != expected:
+            raise InvalidArgument.field("file", f"must have {expected} bytes", reason="CHUNK_SIZE_MISMATCH")
+        stored = self.chunks[upload.session_id]
+        status = U.CHUNK_STATUS_ALREADY_EXISTS if number in stored else U.CHUNK_STATUS_UPLOADED
+        if stored.setdefault(number, data) != data:
+            raise AlreadyExists("other bytes are stored", reason="CHUNK_CONFLICT")
+        upload.status = U.UPLOAD_STATUS_IN_PROGRESS
+        upload.uploaded_chunks[:] = sorted(stored)
+        upload.remaining_chunks[:] = [n for n in range(upload.total_chunks) if n not in stored]
+        upload.progress_percent = 100.0 * len(stored) / upload.total_chunks
+        await self.notify()
+        result = U.ChunkResult(chunk_number=number, status=status, sha256=digest)
+        return upload_service_pb2.UploadChunksResponse(chunks=[result], upload=upload)
+
+    async def notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def GetUpload(self, request: Any, rpc: Any) -> Any:
+        self.metadata = list(rpc.invocation_metadata())
+        if self.error is not None:
+            raise self.error
+        return upload_service_pb2.GetUploadResponse(upload=find(self.uploads, request.session_id))
+
+    async def WatchUpload(self, request: Any, _: Any) -> AsyncIterator[Any]:
+        try:
+            while True:
+                upload = find(self.uploads, request.session_id)
+                if self.error is not None and upload.uploaded_chunks:
+                    raise self.error
+                async with self.changed:
+                    yield upload_service_pb2.WatchUploadResponse(upload=upload)
+                    if upload.status >= U.UPLOAD_STATUS_COMPLETED:
+                        return
+                    await self.changed.wait()
+        finally:
+            self.chunk_call_ended.set()
+
+    async def CompleteUpload(self, request: Any, _: Any) -> Any:
+        upload = find(self.uploads, request.session_id)
+        if upload.remaining_chunks:
+            raise FailedPrecondition("chunks 0 are missing", reason="CHUNKS_MISSING")
+        stored = self.chunks[upload.session_id]
+        digest = hashlib.sha256(b"".join(stored[n] for n in sorted(stored))).hexdigest()
+        if request.file_hash.lower() not in {"", digest}:
+            raise InvalidArgument.field("file_hash", "is not the file's", reason="FILE_DIGEST_MISMATCH")
+        upload.status, upload.file_hash, upload.file_id = U.UPLOAD_STATUS_COMPLETED, digest, upload.session_id
+        upload.completed_at.CopyFrom(NOW)
+        await self.notify()
+        return upload_service_pb2.CompleteUploadResponse(upload=upload)
+
+    async def CancelUpload(self, request: Any, _: Any) -> Any:
+        upload = find(self.uploads, request.session_id)
+        upload.status = U.UPLOAD_STATUS_CANCELLED
+        await self.notify()
+        return upload_service_pb2.CancelUploadResponse(upload=upload)
+
+    async def GetFile(self, request: Any, _: Any) -> Any:
+        return upload_service_pb2.GetFileResponse(file=find(self.files, request.file_id))
+
+    async def ListUploads(self, request: Any, _: Any) -> Any:
+        raise Unimplemented("ListUploads is not served yet")
+
+
+class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_grpc.VideoServiceServicer):
+    def __init__(self, uploads: FakeUploads) -> None:
+        self.uploads = uploads
+        self.merges: dict[str, tuple[str, merge_pb2.MergeSession]] = {}
+        self.videos: dict[str, tuple[str, video_pb2.Video]] = {}
+        self.initiated: list[Any] = []
+        self.asked_by: list[str] = []
+
+    async def InitiateMerge(self, request: Any, _: Any) -> Any:
+        self.initiated.append(request)
+        id_ = str(uuid.uuid4())
+        answer = merge_service_pb2.InitiateMergeResponse(
+            merge_session_id=id_,
+            total_videos=request.video_count,
+            total_file_size_bytes=sum(request.video_file_sizes),
+            total_duration_seconds=sum(d / 1000 if d > 1000 else d for d in request.video_durations),
+            status="initiated",
+            created_at=NOW,
+        )
+        session = merge_pb2.MergeSession(
+            merge_session_id=id_, overall_status=merge_pb2.MERGE_STATUS_UPLOADING, total_videos=request.video_count
+        )
+        for i, (name, size) in enumerate(zip(request.video_filenames, request.video_file_sizes, strict=True)):
+            upload = self.uploads.add(context.owner(), name, size, 4, merge_session_id=id_, video_index=i)
+            session.videos.add(session_id=upload.session_id, video_index=i, status=merge_pb2.CLIP_STATUS_PENDING)
+            answer.upload_sessions.add(
+                video_index=i,
+                session_id=upload.session_id,
+                filename=name,
+                file_size=size,
+                upload_url=f"/api/v1/challenge-videos/upload/{upload.session_id}/chunk",
+                chunk_size=4,
+                total_chunks=upload.total_chunks,
+            )
+        self.merges[id_] = (context.owner(), session)
+        return answer
+
+    def _session(self, id_: str) -> merge_pb2.MergeSession:
+        session: merge_pb2.MergeSession = find(self.merges, id_)
+        done = sum(
+            self.uploads.uploads[v.session_id][1].status == U.UPLOAD_STATUS_COMPLETED for v in session.videos
+        )
+        session.completed_videos = done
+        session.ready_for_merge = session.merge_triggered = done == session.total_videos
+        return session
+
+    async def GetMerge(self, request: Any, _: Any) -> Any:
+        return merge_service_pb2.GetMergeResponse(merge_session=self._session(request.merge_session_id))
+
+    async def WatchMerge(self, request: Any, _: Any) -> AsyncIterator[Any]:
+        session = self._session(request.merge_session_id)
+        for percent in (10.0, 50.0, 100.0):
+            session.merge_progress_percent = percent
+            yield merge_service_pb2.WatchMergeResponse(merge_session=session)
+        session.overall_status = session.merge_status = merge_pb2.MERGE_STATUS_COMPLETED
+        yield merge_service_pb2.WatchMergeResponse(merge_session=session)
+
+    async def TriggerMerge(self, request: Any, _: Any) -> Any:
+        raise Unimplemented("TriggerMerge is not served yet")
+
+    async def RetryMerge(self, request: Any, _: Any) -> Any:
+        find(self.merges, request.merge_session_id)
+        raise FailedPrecondition("it has not failed", reason="RETRY_NOT_AVAILABLE")
+
+    async def CancelMerge(self, request: Any, _: Any) -> Any:
+        session = find(self.merges, request.merge_session_id)
+        session.overall_status = merge_pb2.MERGE_STATUS_CANCELLED
+        return merge_service_pb2.CancelMergeResponse(merge_session=session)
+
+    async def GetVideo(self, request: Any, _: Any) -> Any:
+        caller = context.principal()
+        self.asked_by.append(caller.subject)
+        owner, video = self.videos.get(request.video_file_id, ("", None))
+        if video is None or not (
+            caller.is_service or caller.subject == owner or video.visibility == video_pb2.VISIBILITY_PUBLIC
+        ):
+            raise NotFound("there is no such video", reason="VIDEO_NOT_FOUND")
+        return video_service_pb2.GetVideoResponse(video=video)
+
+    async def GetPlayback(self, request: Any, _: Any) -> Any:
+        return video_service_pb2.GetPlaybackResponse(
+            streaming_url=f"/api/v1/media/stream/{request.video_file_id}",
+            delivery_type=video_pb2.DELIVERY_TYPE_DIRECT
+            if request.HasField("prefer_signed") and not request.prefer_signed
+            else video_pb2.DELIVERY_TYPE_GATEWAY_SIGNED,
+            supports_range=True,
+        )
+
+
+class FakeChallenges(challenge_service_pb2_grpc.ChallengeServiceServicer):
+    def __init__(self) -> None:
+        self.created: list[Any] = []
+        self.listed: list[Any] = []
+
+    async def CreateChallenge(self, request: Any, _: Any) -> Any:
+        self.created.append(request)
+        challenge = challenge_pb2.Challenge(
+            challenge_id=str(uuid.uuid4()),
+            title=request.title,
+            status=challenge_pb2.CHALLENGE_STATUS_DRAFT,
+            is_merged_video=True,
+            merged_video_metadata=request.merged_video_metadata,
+        )
+        return challenge_service_pb2.CreateChallengeResponse(challenge=challenge)
+
+    async def ListChallenges(self, request: Any, _: Any) -> Any:
+        self.listed.append(request)
+        return challenge_service_pb2.ListChallengesResponse()
+
+    async def SubmitGuess(self, request: Any, _: Any) -> Any:
+        return challenge_service_pb2.SubmitGuessResponse(
+            challenge_id=request.challenge_id,
+            statement_index=request.statement_index,
+            guessed_at=NOW,
+        )
+
+    async def PublishChallenge(self, request: Any, _: Any) -> Any:
+        raise RuntimeError("a secret that must not leave the house")
+
+
+class World:
+    """The gateway's address, its players and what is behind it."""
+
+    def __init__(
+        self, http: aiohttp.ClientSession, keys: KeyRing, store: DirectoryObjectStore, folder: Path
+    ) -> None:
+        self.http = http
+        self.keys = keys
+        self.store = store
+        self.folder = folder
+        self.uploads = FakeUploads()
+        self.merges = FakeMerges(self.uploads)
+        self.challenges = FakeChallenges()
+        self.servers: dict[str, GrpcServer] = {}
+        self.gateway: App
+        self.signer = PlaybackSigner.from_file(keys.directory / "playback.json")
+
+    @property
+    def port(self) -> int:
+        return self.gateway.server.port
+
+    def auth(self, user: str = "alice") -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.keys.player_token(user)}"}
+
+    def call(self, method: str, path: str, user: str = "alice", **kwargs: Any) -> Any:
+        headers = {**(self.auth(user) if user else {}), **kwargs.pop("headers", {})}
+        return self.http.request(method, f"http://127.0.0.1:{self.port}{path}", headers=headers, **kwargs)
+
+    async def add_video(self, content: bytes, owner: str = "alice", *, public: bool = False) -> str:
+        """A merged video in the object store."""
+        source = self.folder / uuid.uuid4().hex
+        source.write_bytes(content)
+        id_ = str(uuid.uuid4())
+        await self.store.put_file(f"videos/{id_}/v.mp4", source)
+        video = video_pb2.Video(
+            video_file_id=id_,
+            owner=owner,
+            visibility=video_pb2.VISIBILITY_PUBLIC if public else video_pb2.VISIBILITY_PRIVATE,
+            object_key=f"videos/{id_}/v.mp4",
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            mime_type="video/mp4",
+            created_at=NOW,
+        )
+        self.merges.videos[id_] = (owner, video)
+        return id_
+
+
+@asynccontextmanager
+async def open_world(
+    keys: KeyRing, folder: Path, *, remote: bool = False, **settings: Any
+) -> AsyncIterator[World]:
+    """Starts everything. ``remote``: the object store has no local files, as S3 has none."""
+    common = CommonSettings(**keys.settings())
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+        store = DirectoryObjectStore(folder / "data")
+        world = World(http, keys, store, folder)
+        targets = {}
+        for name in ("upload", "merge", "challenge"):
+            verifier = TokenVerifier.from_settings(common, name)
+            server = GrpcServer(common, name=name, listen="127.0.0.1:0", verifier=verifier)
+            for service, register, servicer in _services(world)[name]:
+                server.add(service, register, servicer)
+            await server.start()
+            await server.set_serving(True)
+            stack.push_async_callback(server.stop, 0)
+            world.servers[name] = server
+            targets[f"{name}_target"] = f"127.0.0.1:{server.port}"
+        values = keys.settings() | targets | {"gateway_listen": "127.0.0.1:0", "data_dir": folder} | settings
+        build = wiring.build(
+            GatewaySettings(**values),
+            store=_Remote(store) if remote else store,
+            clock=lambda: datetime.fromtimestamp(NOW.seconds, UTC),
+        )
+        world.gateway = await stack.enter_async_context(build)
+        await world.gateway.server.start()
+        await world.gateway.server.set_serving(True)
+        stack.push_async_callback(world.gateway.server.stop, 1)
+        yield world
+
+
+class _Remote:
+    """A store whose objects are not local files."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+
+def _services(world: World) -> dict[str, list[tuple[str, Any, Any]]]:
+    add_upload = upload_service_pb2_grpc.add_UploadServiceServicer_to_server
+    add_merge = merge_service_pb2_grpc.add_MergeServiceServicer_to_server
+    add_video = video_service_pb2_grpc.add_VideoServiceServicer_to_server
+    add_challenge = challenge_service_pb2_grpc.add_ChallengeServiceServicer_to_server
+    return {
+        "upload": [("twotruths.upload.v1.UploadService", add_upload, world.uploads)],
+        "merge": [
+            ("twotruths.merge.v1.MergeService", add_merge, world.merges),
+            ("twotruths.merge.v1.VideoService", add_video, world.merges),
+        ],
+        "challenge": [("twotruths.challenge.v1.ChallengeService", add_challenge, world.challenges)],
+    }
