@@ -22,9 +22,11 @@ class ErrorType(StrEnum):
     LIMIT_EXCEEDED = "limit_exceeded"
     WORKER_FAILED = "worker_failed"
     VERIFICATION_FAILED = "verification_failed"
+    WORKER_LOST = "worker_lost"
+    SOURCE_MISSING = "source_missing"
 
 
-RETRYABLE = frozenset({ErrorType.WORKER_FAILED, ErrorType.VERIFICATION_FAILED})
+RETRYABLE = frozenset({ErrorType.WORKER_FAILED, ErrorType.VERIFICATION_FAILED, ErrorType.WORKER_LOST})
 
 
 class MediaError(Exception):

@@ -1,0 +1,42 @@
+"""Settings of the merge service: the controller and its workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.settings import CommonSettings
+
+
+class MergeSettings(CommonSettings):
+    """Environment variables ``TWOTRUTHS_<NAME>``."""
+
+    merge_listen: str = Field("127.0.0.1:50052", description="where the merge service listens")
+    worker_listen: str = Field("127.0.0.1:0", description="where a worker answers health checks (port 0: any)")
+    worker_jobs: int = Field(1, ge=1, le=64, description="jobs a worker does at once")
+    worker_threads: int = Field(1, ge=1, le=64, description="threads of each decoder and encoder")
+    worker_scratch_dir: Path | None = Field(None, description="scratch folder; default <data_dir>/scratch")
+
+    job_ack_wait_seconds: float = Field(
+        30.0, ge=1, description="a job whose worker is silent for so long goes to another"
+    )
+    job_memory_mib: int = Field(2048, ge=256, description="memory limit of a media job")
+    job_seconds: float = Field(300.0, ge=1, description="time and CPU limit of a media job")
+    max_clip_seconds: float = Field(60.0, gt=0, description="the longest clip that is taken")
+
+    upload_timeout_seconds: float = Field(86_400.0, gt=0, description="how long a session may wait for its clips")
+    processing_timeout_seconds: float = Field(
+        3_600.0, gt=0, description="how long it may take after that until the video is there"
+    )
+    sweep_seconds: float = Field(30.0, gt=0, description="how often every session is looked at")
+    clip_retention_days: float = Field(7.0, ge=0, description="how long the clips of an ended session are kept")
+    session_retention_days: float = Field(30.0, gt=0, description="how long its record is kept after that")
+    playback_ttl_seconds: float = Field(
+        3_600.0, gt=0, description="how long a signed URL lasts beyond the video's own length"
+    )
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Beside the objects by default, so that a finished file gets there by a rename."""
+        return self.worker_scratch_dir or self.data_dir / "scratch"

@@ -1,0 +1,52 @@
+"""What the merge service needs from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from services.common.state import StateStore
+from services.merge.domain import Session, Video
+from services.merge.planner import ClipUpload
+from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+
+Sessions: TypeAlias = StateStore[Session]
+"""Merge sessions by ``owned_key(owner, id)``."""
+
+Videos: TypeAlias = StateStore[Video]
+"""Merged videos by id: every player may ask for any of them, so the key cannot hold the owner."""
+
+OnProgress: TypeAlias = Callable[[int, int], None]
+
+
+class Uploads(Protocol):
+    """The upload service. Every method raises Unavailable when it does not answer."""
+
+    async def batch_initiate(self, session: Session) -> Sequence[ClipUpload]:
+        """Makes the session's uploads, or finds them made, in order of the clips. Raises InvalidArgument when
+        one is refused (violations name ``clips[i].…``) and AlreadyExists when an id means another upload."""
+
+    async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
+        """The upload as it is, None when there is none (any more)."""
+
+    async def discard(self, owner: str, upload_id: str) -> None:
+        """Cancels the upload or, if it is completed, removes its file. One that is not there is no error."""
+
+
+class Media(Protocol):
+    """The media work, each call in a child process of its own. Raises MediaError (services.merge.media.errors).
+    Cancelling a call ends its child and removes its target."""
+
+    async def probe(self, source: Path) -> ClipInfo:
+        """Looks at a clip."""
+
+    async def normalise(
+        self, source: Path, target: Path, canvas: Canvas, quality: Quality, on_progress: OnProgress
+    ) -> NormalisedClip:
+        """Brings a clip to the canvas; progress in frames."""
+
+    async def merge(
+        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+    ) -> MergedFile:
+        """Joins normalised clips and verifies the result; progress in frames."""

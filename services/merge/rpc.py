@@ -1,0 +1,301 @@
+"""The servicers of MergeService and VideoService: proto ⇄ domain, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common import context
+from services.common.errors import FieldViolation, InvalidArgument, Unimplemented
+from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
+from services.merge.domain import Reason, Session, Video, Visibility
+from services.merge.planner import ClipUpload
+from services.merge.service import MergeSessions, NewClip
+from services.merge.status import OverallStatus, SessionView
+from services.merge.timeline import FPS, Canvas, Quality, Segment, segments
+from services.merge.videos import MergedVideos, stream_url, video_id
+from twotruths.merge.v1 import (
+    merge_pb2,
+    merge_service_pb2,
+    merge_service_pb2_grpc,
+    video_pb2,
+    video_service_pb2,
+    video_service_pb2_grpc,
+)
+
+MERGE_SERVICE = merge_service_pb2.DESCRIPTOR.services_by_name["MergeService"].full_name
+VIDEO_SERVICE = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
+SCOPES = {
+    **{
+        f"/{MERGE_SERVICE}/{name}": MEDIA_UPLOAD
+        for name in ("InitiateMerge", "TriggerMerge", "RetryMerge", "CancelMerge", "ReplaceClip")
+    },
+    **{f"/{MERGE_SERVICE}/{name}": MEDIA_READ for name in ("GetMerge", "ListMerges", "WatchMerge")},
+    **{f"/{VIDEO_SERVICE}/{name}": MEDIA_READ for name in ("GetVideo", "GetPlayback")},
+    f"/{VIDEO_SERVICE}/DeleteVideo": MEDIA_UPLOAD,
+}
+
+_MILLISECONDS_ABOVE = 1000.0  # the phone app sends either; no clip is a quarter of an hour long
+_SECONDS_PER_CLIP_SECOND = 1.5  # of encoding, for the estimate: measured on two cores at 720p, medium
+
+Rpc = grpc.aio.ServicerContext[Any, Any]
+
+
+class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
+    """twotruths.merge.v1.MergeService."""
+
+    def __init__(self, sessions: MergeSessions) -> None:
+        self._sessions = sessions
+
+    async def InitiateMerge(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.InitiateMergeRequest, rpc: Rpc
+    ) -> merge_service_pb2.InitiateMergeResponse:
+        canvas = Canvas(request.canvas.width, request.canvas.height) if request.HasField("canvas") else None
+        session, uploads = await self._sessions.initiate(
+            context.owner(),
+            _new_clips(request),
+            title=request.challenge_title,
+            request_id=request.request_id,
+            canvas=canvas,
+            quality=Quality(merge_pb2.Quality.Name(request.quality or merge_pb2.QUALITY_MEDIUM)),
+        )
+        return _initiated(session, uploads)
+
+    async def GetMerge(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.GetMergeRequest, rpc: Rpc
+    ) -> merge_service_pb2.GetMergeResponse:
+        view = await self._sessions.get(context.owner(request.owner), request.merge_session_id)
+        return merge_service_pb2.GetMergeResponse(merge_session=_session(view))
+
+    async def WatchMerge(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.WatchMergeRequest, rpc: Rpc
+    ) -> AsyncIterator[merge_service_pb2.WatchMergeResponse]:
+        async for view in self._sessions.watch(context.owner(request.owner), request.merge_session_id):
+            yield merge_service_pb2.WatchMergeResponse(merge_session=_session(view))
+
+    async def RetryMerge(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.RetryMergeRequest, rpc: Rpc
+    ) -> merge_service_pb2.RetryMergeResponse:
+        view = await self._sessions.retry(context.owner(), request.merge_session_id)
+        return merge_service_pb2.RetryMergeResponse(merge_session=_session(view))
+
+    async def CancelMerge(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.CancelMergeRequest, rpc: Rpc
+    ) -> merge_service_pb2.CancelMergeResponse:
+        view = await self._sessions.cancel(context.owner(), request.merge_session_id)
+        return merge_service_pb2.CancelMergeResponse(merge_session=_session(view))
+
+    async def ListMerges(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
+        raise Unimplemented("ListMerges is not served yet")
+
+    async def TriggerMerge(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
+        raise Unimplemented("TriggerMerge is not served yet; the merge starts by itself")
+
+    async def ReplaceClip(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
+        raise Unimplemented("ReplaceClip is not served yet")
+
+    async def GetProcessingHealth(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
+        raise Unimplemented("GetProcessingHealth is not served yet")
+
+
+class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
+    """twotruths.merge.v1.VideoService."""
+
+    def __init__(self, videos: MergedVideos) -> None:
+        self._videos = videos
+
+    async def GetVideo(  # noqa: N802  the contract's name
+        self, request: video_service_pb2.GetVideoRequest, rpc: Rpc
+    ) -> video_service_pb2.GetVideoResponse:
+        video = await self._videos.get(context.principal(), request.video_file_id)
+        return video_service_pb2.GetVideoResponse(video=_video(video))
+
+    async def GetPlayback(  # noqa: N802  the contract's name
+        self, request: video_service_pb2.GetPlaybackRequest, rpc: Rpc
+    ) -> video_service_pb2.GetPlaybackResponse:
+        signed = request.prefer_signed if request.HasField("prefer_signed") else True
+        playback = await self._videos.playback(context.principal(), request.video_file_id, signed=signed)
+        return video_service_pb2.GetPlaybackResponse(
+            streaming_url=playback.url,
+            delivery_type=video_pb2.DeliveryType.Value(playback.delivery),
+            supports_range=True,
+            global_delivery=False,
+            expires_at=_time(playback.expires_at),
+        )
+
+    async def SetVisibility(  # noqa: N802  the contract's name
+        self, request: video_service_pb2.SetVisibilityRequest, rpc: Rpc
+    ) -> video_service_pb2.SetVisibilityResponse:
+        context.require_service()
+        visibility = Visibility(video_pb2.Visibility.Name(request.visibility))
+        video = await self._videos.set_visibility(request.owner, request.video_file_id, visibility)
+        return video_service_pb2.SetVisibilityResponse(video=_video(video))
+
+    async def DeleteVideo(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
+        raise Unimplemented("DeleteVideo is not served yet")
+
+
+def _new_clips(request: merge_service_pb2.InitiateMergeRequest) -> list[NewClip]:
+    """The clips out of the parallel lists. Raises InvalidArgument when their lengths differ."""
+    count = request.video_count
+    lengths = {
+        "video_filenames": len(request.video_filenames),
+        "video_file_sizes": len(request.video_file_sizes),
+        "video_durations": len(request.video_durations) or count,  # may be left out
+        "video_mime_types": len(request.video_mime_types) or count,
+    }
+    violations = [
+        FieldViolation(name, f"must have {count} elements, as video_count says, not {length}")
+        for name, length in lengths.items()
+        if length != count
+    ]
+    if violations:
+        text = f"{violations[0].field}: {violations[0].description}"
+        raise InvalidArgument(text, reason=Reason.CLIP_LISTS_DIFFER, violations=violations)
+    durations = list(request.video_durations) or [0.0] * count
+    types = list(request.video_mime_types) or ["video/mp4"] * count
+    return [
+        NewClip(name, size, duration / 1000 if duration > _MILLISECONDS_ABOVE else duration, type_)
+        for name, size, duration, type_ in zip(
+            request.video_filenames, request.video_file_sizes, durations, types, strict=True
+        )
+    ]
+
+
+def _initiated(session: Session, uploads: Any) -> merge_service_pb2.InitiateMergeResponse:
+    by_id: dict[str, ClipUpload] = {upload.id: upload for upload in uploads}
+    longest = max(clip.promised_duration for clip in session.clips)
+    return merge_service_pb2.InitiateMergeResponse(
+        merge_session_id=session.id,
+        upload_sessions=[
+            merge_service_pb2.UploadSession(
+                video_index=clip.index,
+                session_id=clip.upload_id,
+                filename=clip.filename,
+                file_size=clip.size,
+                duration_seconds=clip.promised_duration,
+                upload_url=f"/api/v1/challenge-videos/upload/{clip.upload_id}/chunk",
+                chunk_size=by_id[clip.upload_id].chunk_size,
+                total_chunks=by_id[clip.upload_id].total_chunks,
+            )
+            for clip in session.clips
+        ],
+        total_videos=len(session.clips),
+        total_duration_seconds=sum(clip.promised_duration for clip in session.clips),
+        total_file_size_bytes=sum(clip.size for clip in session.clips),
+        # Clips are normalised as they come, so what is waited for is about the last of them.
+        estimated_merge_time_seconds=round(1 + longest * _SECONDS_PER_CLIP_SECOND, 1),
+        status="initiated",
+        created_at=_time(session.created_at),
+    )
+
+
+def _session(view: SessionView) -> merge_pb2.MergeSession:
+    session = view.session
+    failure = session.failure
+    status = merge_pb2.MergeStatus.Value(view.status)
+    message = merge_pb2.MergeSession(
+        merge_session_id=session.id,
+        overall_status=status,
+        overall_progress_percent=view.overall_percent,
+        total_videos=len(view.clips),
+        completed_videos=sum(bool(clip.clip.source_key) for clip in view.clips),
+        failed_videos=sum(clip.status.endswith(("FAILED", "CANCELLED", "EXPIRED")) for clip in view.clips),
+        videos=[
+            merge_pb2.ClipProgress(
+                session_id=clip.clip.upload_id,
+                video_index=clip.clip.index,
+                filename=clip.clip.filename,
+                status=merge_pb2.ClipStatus.Value(clip.status),
+                progress_percent=clip.percent,
+                completed_at=_time(clip.uploaded_at),
+                error_type=clip.error_type,
+                error_message=clip.error_message,
+            )
+            for clip in view.clips
+        ],
+        ready_for_merge=session.all_uploaded,
+        merge_triggered=session.all_uploaded,
+        merge_status=status,
+        merge_progress_percent=view.merge_percent,
+        error_message=failure.message if failure else "",
+        error_type=failure.error_type if failure else "",
+        retry_available=failure.retry_available if failure else False,
+        challenge_title=session.title,
+        created_at=_time(session.created_at),
+        updated_at=_time(session.updated_at),
+        completed_at=_time(session.completed_at),
+        failed_at=_time(failure.failed_at if failure else None),
+        retry_count=session.retry_count,
+    )
+    if session.canvas is not None:
+        message.canvas.CopyFrom(merge_pb2.Canvas(width=session.canvas.width, height=session.canvas.height))
+    if view.status is OverallStatus.COMPLETED:
+        _add_video(message, session)
+    return message
+
+
+def _add_video(message: merge_pb2.MergeSession, session: Session) -> None:
+    outcome = next(u.outcome for u in session.units if u.name == "merge" and u.outcome is not None)
+    id_, url, total = video_id(session.id), stream_url(video_id(session.id)), sum(outcome.frames) / FPS
+    places = [_segment(segment) for segment in segments(outcome.frames)]
+    message.merged_video_url = url
+    message.merged_video.CopyFrom(
+        video_pb2.MergedVideo(
+            video_file_id=id_,
+            merged_video_url=url,
+            total_duration=total,
+            file_size=outcome.size,
+            segments=places,
+            compression_applied=True,
+        )
+    )
+    message.merged_video_metadata.CopyFrom(
+        video_pb2.MergedVideoMetadata(
+            total_duration=total, segments=places, video_file_id=id_, compression_applied=True
+        )
+    )
+
+
+def _segment(segment: Segment) -> video_pb2.Segment:
+    return video_pb2.Segment(
+        statement_index=segment.statement_index,
+        start_time=segment.start_time,
+        end_time=segment.end_time,
+        duration=segment.duration,
+        start_frame=segment.start_frame,
+        frame_count=segment.frame_count,
+    )
+
+
+def _video(video: Video) -> video_pb2.Video:
+    return video_pb2.Video(
+        video_file_id=video.id,
+        owner=video.owner,
+        merge_session_id=video.merge_session_id,
+        visibility=video_pb2.Visibility.Value(video.visibility),
+        object_key=video.object_key,
+        size=video.size,
+        sha256=video.sha256,
+        mime_type="video/mp4",
+        width=video.width,
+        height=video.height,
+        fps=FPS,
+        frame_count=sum(video.frames),
+        total_duration=sum(video.frames) / FPS,
+        segments=[_segment(segment) for segment in segments(video.frames)],
+        compression_applied=video.transcoded,
+        created_at=_time(video.created_at),
+    )
+
+
+def _time(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp

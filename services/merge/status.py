@@ -1,0 +1,149 @@
+"""What a player is told of a session: derived from the record, the uploads and the latest hints.
+
+Pure. The phases of a clip weigh 40 (upload), 5 (probe), 45 (normalise) of 100 and the join 10, so that the
+overall percentage never falls as a session moves on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from services.merge.domain import WHOLE_SESSION, Clip, JobKind, Session, SessionState, UnitState
+from services.merge.planner import ClipUpload, UploadStatus
+
+_UPLOAD, _PROBE, _NORMALISE, _MERGE = 40.0, 5.0, 45.0, 10.0
+
+
+class OverallStatus(StrEnum):
+    """A session's status, as the contract names it."""
+
+    UPLOADING = "MERGE_STATUS_UPLOADING"
+    QUEUED = "MERGE_STATUS_QUEUED"
+    PROCESSING = "MERGE_STATUS_PROCESSING"
+    COMPLETED = "MERGE_STATUS_COMPLETED"
+    FAILED = "MERGE_STATUS_FAILED"
+    CANCELLED = "MERGE_STATUS_CANCELLED"
+
+
+class ClipStatus(StrEnum):
+    """A clip's status, as the contract names it."""
+
+    PENDING = "CLIP_STATUS_PENDING"
+    UPLOADING = "CLIP_STATUS_UPLOADING"
+    QUEUED = "CLIP_STATUS_QUEUED"
+    PROCESSING = "CLIP_STATUS_PROCESSING"
+    COMPLETED = "CLIP_STATUS_COMPLETED"
+    FAILED = "CLIP_STATUS_FAILED"
+    CANCELLED = "CLIP_STATUS_CANCELLED"
+    EXPIRED = "CLIP_STATUS_EXPIRED"
+
+
+@dataclass(frozen=True, slots=True)
+class ClipView:
+    """A clip's status; ``percent`` of upload, probe and normalising together, 0 to 100."""
+
+    clip: Clip
+    status: ClipStatus
+    percent: float
+    uploaded_at: datetime | None
+    error_type: str = ""
+    error_message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """A session's status; percentages 0 to 100."""
+
+    session: Session
+    status: OverallStatus
+    clips: tuple[ClipView, ...]
+    overall_percent: float
+    merge_percent: float
+
+
+Fraction = Callable[[str, str], float]
+
+
+def view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction) -> SessionView:
+    """The session's status. ``fraction(session id, unit name)`` is the progress board's."""
+    clips = tuple(_clip_view(session, clip, uploads.get(clip.upload_id), fraction) for clip in session.clips)
+    if session.state is SessionState.COMPLETED:
+        return SessionView(session, OverallStatus.COMPLETED, clips, 100.0, 100.0)
+    phases = [_phases(session, clip, uploads.get(clip.upload_id), fraction) for clip in session.clips]
+    uploaded = sum(p[0] for p in phases) / len(phases)
+    worked = sum(_PROBE * p[1] + _NORMALISE * p[2] for p in phases) / len(phases)
+    worked += _MERGE * _done(session, JobKind.MERGE, WHOLE_SESSION, fraction)
+    work = _PROBE + _NORMALISE + _MERGE
+    return SessionView(
+        session,
+        _overall(session),
+        clips,
+        overall_percent=_percent(uploaded * _UPLOAD + worked),
+        merge_percent=_percent(100.0 * worked / work),
+    )
+
+
+def _overall(session: Session) -> OverallStatus:
+    if session.state is SessionState.FAILED:
+        return OverallStatus.FAILED
+    if session.state is SessionState.CANCELLED:
+        return OverallStatus.CANCELLED
+    if not session.all_uploaded:
+        return OverallStatus.UPLOADING
+    begun = any(u.state in (UnitState.CLAIMED, UnitState.DONE) for u in session.units)
+    return OverallStatus.PROCESSING if begun else OverallStatus.QUEUED
+
+
+def _clip_view(session: Session, clip: Clip, upload: ClipUpload | None, fraction: Fraction) -> ClipView:
+    uploaded, probed, normalised = _phases(session, clip, upload, fraction)
+    percent = 100.0 * (_UPLOAD * uploaded + _PROBE * probed + _NORMALISE * normalised) / (100.0 - _MERGE)
+    error_type, error_message = "", ""
+    failure = session.failure
+    if failure is not None and failure.clip_index == clip.index:
+        error_type, error_message = failure.error_type, failure.message
+    status = _clip_status(session, clip, upload)
+    return ClipView(clip, status, _percent(percent), clip.uploaded_at, error_type, error_message)
+
+
+def _clip_status(session: Session, clip: Clip, upload: ClipUpload | None) -> ClipStatus:
+    if not clip.source_key:
+        return _UPLOAD_TO_CLIP[upload.status] if upload is not None else ClipStatus.PENDING
+    if session.failure is not None and session.failure.clip_index == clip.index:
+        return ClipStatus.FAILED
+    if session.done(JobKind.NORMALISE, clip.index) is not None:
+        return ClipStatus.COMPLETED
+    units = [u for u in session.units if u.clip_index == clip.index and u.generation == clip.generation]
+    begun = any(u.state is not UnitState.QUEUED for u in units)
+    return ClipStatus.PROCESSING if begun else ClipStatus.QUEUED
+
+
+_UPLOAD_TO_CLIP = {
+    UploadStatus.PENDING: ClipStatus.PENDING,
+    UploadStatus.IN_PROGRESS: ClipStatus.UPLOADING,
+    UploadStatus.COMPLETED: ClipStatus.QUEUED,
+    UploadStatus.FAILED: ClipStatus.FAILED,
+    UploadStatus.CANCELLED: ClipStatus.CANCELLED,
+    UploadStatus.EXPIRED: ClipStatus.EXPIRED,
+}
+
+
+def _phases(
+    session: Session, clip: Clip, upload: ClipUpload | None, fraction: Fraction
+) -> tuple[float, float, float]:
+    uploaded = 1.0 if clip.source_key else (upload.progress if upload is not None else 0.0)
+    probed = 1.0 if session.done(JobKind.PROBE, clip.index) is not None else 0.0
+    return uploaded, probed, _done(session, JobKind.NORMALISE, clip.index, fraction)
+
+
+def _done(session: Session, kind: JobKind, clip_index: int, fraction: Fraction) -> float:
+    unit = session.unit(kind, clip_index)
+    if unit is None:
+        return 0.0
+    return 1.0 if unit.state is UnitState.DONE else fraction(session.id, unit.name)
+
+
+def _percent(value: float) -> float:
+    return round(min(100.0, max(0.0, value)), 1)

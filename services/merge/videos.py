@@ -1,0 +1,92 @@
+"""The use cases of merged videos: who may see one, and from where."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from services.common.clock import Clock
+from services.common.context import Principal
+from services.common.errors import NotFound
+from services.common.playback import PlaybackSigner
+from services.common.state import mutate
+from services.merge.domain import Reason, Video, Visibility
+from services.merge.ports import Videos
+from services.merge.timeline import FPS
+
+_NAMESPACE = uuid.UUID("0c8f7a52-94fd-4c3e-8f43-1b8e6ab0f6d1")
+
+
+class Delivery(StrEnum):
+    """How a video's bytes are delivered, as the contract names it."""
+
+    GATEWAY_SIGNED = "DELIVERY_TYPE_GATEWAY_SIGNED"
+    DIRECT = "DELIVERY_TYPE_DIRECT"
+
+
+@dataclass(frozen=True, slots=True)
+class Playback:
+    """Where to play a video from; ``expires_at`` None means as long as the player's token."""
+
+    url: str
+    delivery: Delivery
+    expires_at: datetime | None
+
+
+def video_id(session_id: str) -> str:
+    """The id of the video that a session ends in: the same however often the end is reached."""
+    return str(uuid.uuid5(_NAMESPACE, session_id))
+
+
+def stream_url(video: str) -> str:
+    """The gateway's path of a video's bytes."""
+    return f"/api/v1/media/stream/{video}"
+
+
+class MergedVideos:
+    """Use cases. ``ttl`` in seconds is how long a signed URL lasts beyond the video's own length."""
+
+    def __init__(self, videos: Videos, signer: PlaybackSigner, *, clock: Clock, ttl: float) -> None:
+        self._videos = videos
+        self._signer = signer
+        self._clock = clock
+        self._ttl = ttl
+
+    async def get(self, caller: Principal, id_: str) -> Video:
+        """The video, for a service, its owner, or anyone once it is public. Raises NotFound."""
+        entry = await self._videos.get(id_)
+        if entry is None:
+            raise _not_found()
+        video = entry.value
+        if caller.is_service or video.owner == caller.subject or video.visibility is Visibility.PUBLIC:
+            return video
+        raise _not_found()
+
+    async def playback(self, caller: Principal, id_: str, *, signed: bool) -> Playback:
+        """A URL to play the video from. Raises NotFound."""
+        video = await self.get(caller, id_)
+        if not signed:
+            return Playback(stream_url(id_), Delivery.DIRECT, None)
+        now = self._clock().timestamp()
+        query = self._signer.sign(id_, now=now, ttl=self._ttl + sum(video.frames) / FPS)
+        expires = datetime.fromtimestamp(query.expires, UTC)
+        return Playback(f"{stream_url(id_)}?{query.query()}", Delivery.GATEWAY_SIGNED, expires)
+
+    async def set_visibility(self, owner: str, id_: str, visibility: Visibility) -> Video:
+        """Says who may see the owner's video. Raises NotFound."""
+
+        def changed(video: Video) -> Video:
+            if video.owner != owner:
+                raise _not_found()
+            return video if video.visibility is visibility else replace(video, visibility=visibility)
+
+        entry = await mutate(self._videos, id_, changed)
+        if entry is None:
+            raise _not_found()
+        return entry.value
+
+
+def _not_found() -> NotFound:
+    return NotFound("no video that you may see has this id", reason=Reason.VIDEO_NOT_FOUND)

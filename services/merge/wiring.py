@@ -1,0 +1,189 @@
+"""Builds the merge service's two processes: the controller, which serves the rpcs, and the worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+from nats.aio.client import Client
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.jetstream import connect
+from services.common.adapters.jetstream_changes import JetStreamChangeFeed
+from services.common.adapters.jetstream_jobs import JetStreamJobQueue
+from services.common.adapters.jetstream_state import JetStreamStateStore
+from services.common.adapters.nats_progress import NatsProgressBus
+from services.common.channel import open_channel
+from services.common.clock import Clock, utc_now
+from services.common.codec import RecordCodec
+from services.common.identity import ServiceTokens, TokenVerifier
+from services.common.lifecycle import App
+from services.common.playback import PlaybackSigner
+from services.common.server import GrpcServer
+from services.common.state import owned_key
+from services.merge import rpc
+from services.merge.adapters.upload_client import UploadClient
+from services.merge.board import ProgressBoard
+from services.merge.config import MergeSettings
+from services.merge.controller import Housekeeping, MergeController
+from services.merge.domain import Session, Video
+from services.merge.jobs import KINDS, MergeJob
+from services.merge.media.limits import Limits
+from services.merge.media.runner import MediaRunner
+from services.merge.ports import Media, Uploads
+from services.merge.scratch import Scratch
+from services.merge.service import MergeSessions, Timing
+from services.merge.videos import MergedVideos
+from services.merge.work import MergeWork
+from services.merge.worker import MergeWorker
+from twotruths.merge.v1 import merge_service_pb2_grpc, record_pb2, video_service_pb2_grpc
+from twotruths.upload.v1 import record_pb2 as upload_record_pb2
+
+NAME = "merge"
+SESSIONS = RecordCodec(Session, record_pb2.MergeRecord)
+VIDEOS = RecordCodec(Video, record_pb2.VideoRecord)
+JOBS = RecordCodec(MergeJob, record_pb2.JobMessage)
+
+
+class UploadEvents:
+    """Reads the upload service's records as events: all that counts is which session one belongs to."""
+
+    def encode(self, value: upload_record_pb2.UploadRecord) -> bytes:
+        return value.SerializeToString()
+
+    def decode(self, data: bytes) -> upload_record_pb2.UploadRecord:
+        return upload_record_pb2.UploadRecord.FromString(data)
+
+
+def session_of_upload(_: str, value: object | None) -> str | None:
+    """The key of the merge session that a changed upload belongs to, if any."""
+    if isinstance(value, upload_record_pb2.UploadRecord) and value.merge_session_id:
+        return owned_key(value.owner, value.merge_session_id)
+    return None
+
+
+@asynccontextmanager
+async def build_controller(
+    settings: MergeSettings, *, uploads: Uploads | None = None, clock: Clock = utc_now
+) -> AsyncIterator[App]:
+    """The process that serves MergeService and VideoService and reconciles the sessions."""
+    async with AsyncExitStack() as stack:
+        nats = await _connected(stack, settings, "merge")
+        sessions = await _sessions(nats, settings)
+        videos = JetStreamStateStore(nats, "videos", VIDEOS, replicas=settings.nats_replicas)
+        await videos.ensure()
+        queue = await _queue(nats, settings)
+        if uploads is None:
+            tokens = ServiceTokens.from_settings(settings, NAME)
+            channel = open_channel(settings.upload_target, tokens=tokens, audience="upload")
+            stack.push_async_callback(channel.close)
+            uploads = UploadClient(channel)
+        board, progress = ProgressBoard(), NatsProgressBus(nats)
+        controller = MergeController(
+            sessions,
+            videos,
+            uploads,
+            queue,
+            DirectoryObjectStore(settings.data_dir),
+            progress,
+            board,
+            clock=clock,
+            encode=JOBS.encode,
+            housekeeping=Housekeeping(
+                settings.sweep_seconds,
+                timedelta(days=settings.clip_retention_days),
+                timedelta(days=settings.session_retention_days),
+            ),
+        )
+        # The upload service makes its own bucket; whoever comes first makes it the same way.
+        await JetStreamStateStore(nats, "uploads", UploadEvents(), replicas=settings.nats_replicas).ensure()
+        upload_feed = JetStreamChangeFeed(nats, "uploads", "merge-controller", UploadEvents())
+        session_feed = JetStreamChangeFeed(nats, "merges", "merge-controller", SESSIONS)
+        for feed in (upload_feed, session_feed):
+            await feed.ensure()
+            stack.push_async_callback(feed.close)
+        server = GrpcServer(
+            settings,
+            name=NAME,
+            listen=settings.merge_listen,
+            verifier=TokenVerifier.from_settings(settings, NAME),
+            scopes=rpc.SCOPES,
+        )
+        timing = Timing(settings.upload_timeout_seconds, settings.processing_timeout_seconds)
+        merges = MergeSessions(
+            sessions,
+            uploads,
+            progress,
+            board,
+            clock=clock,
+            max_clip_seconds=settings.max_clip_seconds,
+            timing=timing,
+        )
+        signer = PlaybackSigner.from_file(settings.playback_keys_file)
+        merged = MergedVideos(videos, signer, clock=clock, ttl=settings.playback_ttl_seconds)
+        server.add(
+            rpc.MERGE_SERVICE, merge_service_pb2_grpc.add_MergeServiceServicer_to_server, rpc.MergeServicer(merges)
+        )
+        server.add(
+            rpc.VIDEO_SERVICE, video_service_pb2_grpc.add_VideoServiceServicer_to_server, rpc.VideoServicer(merged)
+        )
+        loops = (
+            lambda: controller.follow(upload_feed, session_of_upload),
+            lambda: controller.follow(session_feed, lambda key, _: key),
+            controller.sweep,
+            controller.listen,
+        )
+        yield App(server, loops)
+
+
+@asynccontextmanager
+async def build_worker(
+    settings: MergeSettings, *, media: Media | None = None, clock: Clock = utc_now
+) -> AsyncIterator[App]:
+    """The process that does the jobs; its server answers health checks alone."""
+    async with AsyncExitStack() as stack:
+        nats = await _connected(stack, settings, "merge-worker")
+        scratch = Scratch(settings.scratch_dir)
+        stack.callback(scratch.close)
+        limits = Limits(
+            memory_bytes=settings.job_memory_mib << 20,
+            cpu_seconds=int(settings.job_seconds),
+            wall_seconds=settings.job_seconds,
+            max_clip_seconds=settings.max_clip_seconds,
+        )
+        runner = media or MediaRunner(limits, settings.worker_threads)
+        worker = MergeWorker(
+            await _sessions(nats, settings),
+            await _queue(nats, settings),
+            NatsProgressBus(nats),
+            MergeWork(DirectoryObjectStore(settings.data_dir), runner, scratch),
+            clock=clock,
+            decode=JOBS.decode,
+            jobs_at_once=settings.worker_jobs,
+        )
+        server = GrpcServer(
+            settings,
+            name="worker",
+            listen=settings.worker_listen,
+            verifier=TokenVerifier.from_settings(settings, NAME),
+        )
+        yield App(server, (worker.run,))
+
+
+async def _connected(stack: AsyncExitStack, settings: MergeSettings, name: str) -> Client:
+    nats = await connect(settings.nats_url, name)
+    stack.push_async_callback(nats.close)
+    return nats
+
+
+async def _sessions(nats: Client, settings: MergeSettings) -> JetStreamStateStore[Session]:
+    store = JetStreamStateStore(nats, "merges", SESSIONS, replicas=settings.nats_replicas)
+    await store.ensure()
+    return store
+
+
+async def _queue(nats: Client, settings: MergeSettings) -> JetStreamJobQueue:
+    queue = JetStreamJobQueue(nats, ack_wait=settings.job_ack_wait_seconds, replicas=settings.nats_replicas)
+    await queue.ensure(KINDS)
+    return queue

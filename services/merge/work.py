@@ -1,0 +1,83 @@
+"""What a job does: gets its files, has the media child work on them, and stores what came out.
+
+The result lies under a key that holds the claim's token, so two workers on one job never write one object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from services.common.errors import NotFound
+from services.common.objects import ObjectStore
+from services.merge.domain import JobKind, Outcome, Session, UnitRef, unit_name
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.ports import Media, OnProgress
+from services.merge.scratch import Scratch
+
+
+class MergeWork:
+    """The three kinds of work, on files of this machine."""
+
+    def __init__(self, objects: ObjectStore, media: Media, scratch: Scratch) -> None:
+        self._objects = objects
+        self._media = media
+        self._scratch = scratch
+
+    async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+        """Does the unit. Raises MediaError; Unavailable and ResourceExhausted of the object store."""
+        async with self._scratch.folder() as folder:
+            if ref.kind is JobKind.PROBE:
+                source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
+                return Outcome(clip=await self._media.probe(source))
+            if ref.kind is JobKind.NORMALISE:
+                return await self._normalise(session, ref, token, folder, on_progress)
+            return await self._merge(session, token, folder, on_progress)
+
+    async def undo(self, outcome: Outcome) -> None:
+        """Removes what was stored for an outcome that does not count."""
+        if outcome.object_key:
+            await self._objects.delete(outcome.object_key)
+
+    async def _normalise(
+        self, session: Session, ref: UnitRef, token: str, folder: Path, on_progress: OnProgress
+    ) -> Outcome:
+        assert session.canvas is not None, "the planner asks for it once the canvas is set"
+        target = folder / "normalised.mov"
+        source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
+        clip = await self._media.normalise(source, target, session.canvas, session.quality, on_progress)
+        key = f"merges/{session.id}/{unit_name(ref.kind, ref.clip_index)}-{token}.mov"
+        await self._objects.put_file(key, target)
+        return Outcome(object_key=key, size=clip.size, sha256=clip.sha256, frames=(clip.frames,))
+
+    async def _merge(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
+        target = folder / "merged.mp4"
+        sources: list[Path] = []
+        for clip in session.clips:
+            made = session.done(JobKind.NORMALISE, clip.index)
+            assert made is not None, "the planner asks for it once all clips are normalised"
+            sources.append(await self._fetch(made.object_key, folder / f"clip{clip.index}.mov"))
+        merged = await self._media.merge(sources, target, session.quality, on_progress)
+        key = f"videos/{session.id}/{token}.mp4"
+        await self._objects.put_file(key, target)
+        return Outcome(
+            object_key=key,
+            size=merged.size,
+            sha256=merged.sha256,
+            frames=merged.frames,
+            width=merged.width,
+            height=merged.height,
+        )
+
+    async def _fetch(self, key: str, target: Path) -> Path:
+        """The object as a file of this machine: where it is, or copied to ``target``."""
+        local = self._objects.local_path(key)
+        if local is not None:
+            return local
+        try:
+            with target.open("wb") as file:
+                async for piece in self._objects.read(key):
+                    await asyncio.to_thread(file.write, piece)
+        except NotFound:
+            raise MediaError(ErrorType.SOURCE_MISSING, "the clip's file is gone") from None
+        return target

@@ -1,0 +1,229 @@
+"""The merge worker: takes jobs from the queue, has a child process do them, and writes down what came out.
+
+What makes a job take effect exactly once is the record, not the queue. The worker claims the attempt by
+compare-and-set with a fresh token, writes its file under a key that holds the token, and its result counts
+only if its token is still the current one; otherwise it deletes its file. It acknowledges last, and only what
+it has finished: JetStream's acknowledgements are not fenced, so one that comes late would take the job away
+from whoever works on it now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from services.common.clock import Clock
+from services.common.errors import ServiceError, Unavailable
+from services.common.jobs import Delivery, JobQueue
+from services.common.progress import Progress, ProgressBus
+from services.common.state import mutate, owned_key
+from services.merge.domain import (
+    Outcome,
+    Session,
+    StaleClaim,
+    UnitRef,
+    claim,
+    finish,
+    give_up,
+    holds_claim,
+    unit_name,
+)
+from services.merge.jobs import KINDS, MergeJob
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.ports import OnProgress, Sessions
+from services.merge.service import KIND
+from services.merge.work import MergeWork
+
+log = logging.getLogger(__name__)
+
+MAX_DELIVERIES = 5
+_HINT_SECONDS = 0.25
+
+
+class MergeWorker:
+    """Works on ``jobs_at_once`` jobs. ``decode`` reads a job's payload."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        queue: JobQueue,
+        progress: ProgressBus,
+        work: MergeWork,
+        *,
+        clock: Clock,
+        decode: Callable[[bytes], MergeJob],
+        jobs_at_once: int = 1,
+    ) -> None:
+        self._sessions = sessions
+        self._queue = queue
+        self._progress = progress
+        self._work = work
+        self._clock = clock
+        self._decode = decode
+        self._jobs_at_once = jobs_at_once
+
+    async def run(self) -> None:
+        """Works for ever. When cancelled it gives its jobs back at once."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._jobs_at_once):
+                group.create_task(self._slot())
+
+    async def _slot(self) -> None:
+        while True:
+            try:
+                delivery = await self._queue.fetch(KINDS, 30.0)
+                if delivery is not None:
+                    await self._handle(delivery)
+            except ServiceError as error:
+                log.info("no work: %s", error)
+                await asyncio.sleep(1)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        """Does one job. A ServiceError leaves it to be delivered again."""
+        job = self._decode(delivery.job.payload)
+        key, token = owned_key(job.owner, job.session_id), uuid.uuid4().hex
+        try:
+            entry = await mutate(
+                self._sessions, key, lambda s: claim(s, job.ref, token, delivery.count, self._clock())
+            )
+        except StaleClaim:
+            entry = None  # done, given up or not current: nothing is left to do
+        if entry is None:
+            await delivery.ack()
+            return
+        await self._progress.publish(Progress(KIND, job.session_id))
+        task = _Task(job, token, key)
+        try:
+            if delivery.count > MAX_DELIVERIES:
+                raise MediaError(ErrorType.WORKER_LOST, "workers that took this job did not come back")
+            outcome = await self._guarded(task, delivery, self._work_on(task, entry.value))
+        except MediaError as error:
+            await self._give_up(task, error.error_type, error.message, retryable=error.retryable)
+        except asyncio.CancelledError:
+            await delivery.release()
+            raise
+        except _ClaimLost:
+            log.info("claim lost", extra={"data": {"job": delivery.job.id}})
+            return
+        except ServiceError:
+            raise
+        except Exception:
+            log.exception("job failed", extra={"data": {"job": delivery.job.id}})
+            await self._give_up(task, ErrorType.WORKER_FAILED, "the worker failed", retryable=True)
+        else:
+            if not await self._finish(task, outcome):
+                return
+        await delivery.ack()
+        await self._progress.publish(Progress(KIND, job.session_id))
+
+    async def _guarded(self, task: _Task, delivery: Delivery, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Runs the work while the claim counts, and keeps the job meanwhile. Raises _ClaimLost."""
+        working = asyncio.create_task(work)
+        guard = asyncio.create_task(self._until_claim_is_lost(task, delivery))
+        try:
+            await asyncio.wait({working, guard}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                guard.result()
+                raise _ClaimLost
+            return working.result()
+        finally:
+            for running in (working, guard):
+                running.cancel()
+            await asyncio.gather(working, guard, return_exceptions=True)
+
+    async def _until_claim_is_lost(self, task: _Task, delivery: Delivery) -> None:
+        async with self._progress.subscribe(KIND, task.job.session_id) as hints:
+            changed = asyncio.Event()
+            listening = asyncio.create_task(_set_on_change(hints, changed))
+            try:
+                while True:
+                    with suppress(Unavailable):  # the work goes on while the broker is away
+                        entry = await self._sessions.get(task.key)
+                        if entry is None or not holds_claim(entry.value, task.ref, task.token):
+                            return
+                    await delivery.keep()
+                    changed.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._queue.ack_wait / 3):
+                            await changed.wait()
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+
+    async def _work_on(self, task: _Task, session: Session) -> Outcome:
+        async with self._hints(task) as on_progress:
+            return await self._work.do(session, task.ref, task.token, on_progress)
+
+    async def _finish(self, task: _Task, outcome: Outcome) -> bool:
+        """Writes the outcome down. False, and the file deleted, when another claim counts."""
+        try:
+            entry = await mutate(
+                self._sessions, task.key, lambda s: finish(s, task.ref, task.token, outcome, self._clock())
+            )
+        except StaleClaim:
+            entry = None
+        if entry is None:
+            await self._work.undo(outcome)
+        return entry is not None
+
+    async def _give_up(self, task: _Task, error_type: str, message: str, *, retryable: bool) -> None:
+        with suppress(StaleClaim):
+            await mutate(
+                self._sessions,
+                task.key,
+                lambda s: give_up(
+                    s, task.ref, task.token, error_type, message, retryable=retryable, now=self._clock()
+                ),
+            )
+            log.info("job given up", extra={"data": {"unit": task.unit, "error": error_type, "why": message}})
+
+    @asynccontextmanager
+    async def _hints(self, task: _Task) -> AsyncIterator[OnProgress]:
+        """Sends progress hints, the latest four times a second."""
+        latest: list[tuple[int, int]] = []
+
+        async def send() -> None:
+            while True:
+                await asyncio.sleep(_HINT_SECONDS)
+                if latest:
+                    done, total = latest.pop()
+                    latest.clear()
+                    await self._progress.publish(Progress(KIND, task.job.session_id, task.unit, done, total))
+
+        sending = asyncio.create_task(send())
+        try:
+            yield lambda done, total: latest.append((done, total))
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+
+class _Task:
+    """A claimed job: its unit, its token and its session's key."""
+
+    def __init__(self, job: MergeJob, token: str, key: str) -> None:
+        self.job = job
+        self.token = token
+        self.key = key
+
+    @property
+    def ref(self) -> UnitRef:
+        return self.job.ref
+
+    @property
+    def unit(self) -> str:
+        return unit_name(self.job.kind, self.job.clip_index)
+
+
+class _ClaimLost(Exception):
+    """Another claim counts, or the session ended."""
+
+
+async def _set_on_change(hints: AsyncIterator[Progress], changed: asyncio.Event) -> None:
+    async for hint in hints:
+        if not hint.unit:  # the record changed; others are progress, much of it our own
+            changed.set()
