@@ -10,17 +10,17 @@ from services.common.settings import CommonSettings
 class ChallengeSettings(CommonSettings):
     """Where challenges are kept and served."""
 
-    challenge_listen: str = Field("127.0.0.1:50053", description="where the challenge service listens")
+    challenge_listen: str = Field(default="127.0.0.1:50053", description="where the challenge service listens")
     challenge_database_url: str = Field(
-        "",
+        default="",
         description="sqlite+aiosqlite:///<file> or postgresql+asyncpg://…; empty: a file in the data directory",
         repr=False,
     )
     challenge_migrate_on_start: bool | None = Field(
-        None, description="whether the schema is brought up to date at start; empty: on SQLite only"
+        default=None, description="whether the schema is brought up to date at start; empty: on SQLite only"
     )
     challenge_reconcile_seconds: float = Field(
-        30.0, gt=0, description="how often publishings that were left half done are completed"
+        default=30.0, gt=0, description="how often publishings that were left half done are completed"
     )
 
     @property
