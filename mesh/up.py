@@ -37,7 +37,9 @@ def announce(console: Console, options: Options, mesh: RunningMesh) -> None:
     rows = {"gateway": info.gateway_url, **info.grpc_targets, "nats": info.nats_url, "logs": str(state.logs)}
     console.print(f"\nall {len(mesh.topology.specs)} processes are healthy", style="bold green", highlight=False)
     console.print(addresses(rows), soft_wrap=True, highlight=False)
-    console.print(f'  a token of player "{USER}", for a day (`mesh token --user NAME` makes others):')
+    console.print(
+        f'  a token of player "{USER}", for a day (`mesh token --user NAME` makes others):', highlight=False
+    )
     # Alone on its line and unwrapped: it is there to be copied.
     console.print(KeyRing(state.keys).player_token(USER), soft_wrap=True, highlight=False, markup=False)
     console.print("Ctrl-C stops everything", style="dim")
