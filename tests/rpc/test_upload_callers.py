@@ -1,0 +1,121 @@
+"""Making uploads, and who may see and touch them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from services.common.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unimplemented,
+)
+from tests.rpc.upload_fixtures import SESSION, Mesh, clips, mesh_fixture, service_errors, small_fixture  # noqa: F401  pytest finds fixtures by name
+from twotruths.upload.v1 import upload_pb2
+from twotruths.upload.v1 import upload_service_pb2 as pb
+
+
+async def test_another_players_upload_is_not_found_whatever_is_tried(mesh: Mesh) -> None:
+    id_ = await mesh.alice.uploaded()
+    missing = str(uuid.uuid4())
+    attempts: list[Callable[[str], Awaitable[object]]] = [
+        mesh.mallory.get,
+        mesh.mallory.complete,
+        mesh.mallory.cancel,
+        mesh.mallory.file,
+        lambda id_: mesh.mallory.put(id_, 0),
+        lambda id_: anext(mesh.mallory.watch(id_)),
+    ]
+    for attempt in attempts:
+        texts = []
+        for target in (id_, missing):
+            with pytest.raises(NotFound) as refusal:
+                await attempt(target)
+            texts.append((refusal.value.message, refusal.value.reason))
+        assert texts[0] == texts[1]
+        assert texts[0][1] == "UPLOAD_NOT_FOUND"
+    with pytest.raises(PermissionDenied) as denied:
+        await mesh.mallory.get(id_, owner="alice")
+    assert denied.value.reason == "INTERNAL_ONLY"
+    assert (await mesh.merge.get(id_, owner="alice")).session_id == id_
+    assert (await mesh.alice.complete(id_)).status == upload_pb2.UPLOAD_STATUS_COMPLETED
+
+
+async def test_a_call_without_token_or_scope_is_refused(small: Mesh) -> None:
+    with pytest.raises(Unauthenticated):
+        await small.nobody.initiate()
+    with pytest.raises(PermissionDenied):
+        await small.reader.initiate()
+    with pytest.raises(Unimplemented), service_errors():
+        await small.alice.stub.ListUploads(pb.ListUploadsRequest(), metadata=small.alice.metadata)
+
+
+async def test_initiate_with_a_request_id_is_done_once(mesh: Mesh) -> None:
+    name = uuid.uuid4().hex
+    first, second = await asyncio.gather(*(mesh.alice.initiate(request_id=name) for _ in range(2)))
+    assert first == second
+    assert (await mesh.mallory.initiate(request_id=name)).session_id != first.session_id
+    with pytest.raises(AlreadyExists) as refusal:
+        await mesh.alice.initiate(request_id=name, file_size=7)
+    assert refusal.value.reason == "REQUEST_ID_REUSED"
+    assert (await mesh.alice.initiate()).session_id != (await mesh.alice.initiate()).session_id
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "reason"),
+    [
+        ({"file_size": 10_001}, "file_size", "FILE_TOO_LARGE"),
+        ({"file_size": 0}, "file_size", ""),
+        ({"mime_type": "image/png"}, "mime_type", "FILE_TYPE_NOT_ALLOWED"),
+        ({"mime_type": "video"}, "mime_type", ""),
+        ({"chunk_size": 10_000_001}, "chunk_size", ""),
+        ({"chunk_size": -1}, "chunk_size", ""),
+        ({"file_hash": "abc"}, "file_hash", ""),
+        ({"filename": ""}, "filename", ""),
+    ],
+)
+async def test_a_wrong_initiate_names_the_field(
+    small: Mesh, change: dict[str, object], field: str, reason: str
+) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        await small.alice.initiate(**change)
+    assert [v.field for v in refusal.value.violations] == [field]
+    assert refusal.value.reason == reason
+
+
+async def test_a_batch_is_made_by_services_alone_and_all_or_none(mesh: Mesh) -> None:
+    wanted = clips()
+    with pytest.raises(PermissionDenied) as denied:
+        await mesh.alice.batch(wanted)
+    assert denied.value.reason == "INTERNAL_ONLY"
+    for change, field in [
+        ({"mime_type": "image/png"}, "clips[2].mime_type"),
+        ({"file_size": 200_000_000}, "clips[2].file_size"),
+        ({"session_id": wanted[0].session_id}, "clips[2].session_id"),
+    ]:
+        wrong = pb.ClipUpload()
+        wrong.CopyFrom(wanted[2])
+        wrong.MergeFrom(pb.ClipUpload(**change))  # type: ignore[arg-type]  # test data
+        with pytest.raises(InvalidArgument) as refusal:
+            await mesh.merge.batch([*wanted[:2], wrong])
+        assert [v.field for v in refusal.value.violations] == [field]
+    for clip in wanted:
+        with pytest.raises(NotFound):
+            await mesh.alice.get(clip.session_id)
+    made = await mesh.merge.batch(wanted)
+    assert [(u.session_id, u.video_index, u.merge_session_id) for u in made] == [
+        (clip.session_id, n, SESSION) for n, clip in enumerate(wanted)
+    ]
+    assert made == await mesh.merge.batch(wanted)
+    fresh = clips()
+    with pytest.raises(AlreadyExists):
+        await mesh.merge.batch([fresh[0], wanted[1], fresh[2]])
+    with pytest.raises(NotFound):
+        await mesh.alice.get(fresh[0].session_id)
+    assert (await mesh.alice.get(wanted[1].session_id)).purpose == upload_pb2.UPLOAD_PURPOSE_MERGE_CLIP
