@@ -18,6 +18,7 @@ from services.common.state import owned_key
 from services.upload.domain import Upload
 from services.upload.grid import Part
 from tests.rpc.upload_fixtures import (  # noqa: F401  pytest finds fixtures by name
+    CHUNK,
     DIGEST,
     FILE,
     TOTAL,

@@ -219,7 +219,7 @@ async def small_fixture(keys: KeyRing, tmp_path: Path) -> AsyncIterator[Mesh]:
     """A service with tight bounds, on records in memory."""
     bounds = {
         "upload_max_streams": 2,
-        "upload_stall_seconds": 0.3,
+        "upload_stall_seconds": 1,
         "upload_max_file_size": 10_000,
         "upload_allowed_types": "video",
     }
