@@ -11,6 +11,7 @@ from services.common.errors import (
     Aborted,
     AlreadyExists,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidArgument,
     OutOfRange,
     ResourceExhausted,
@@ -154,3 +155,20 @@ async def test_the_retry_of_a_chunk_takes_over_from_its_silent_stream(mesh: Mesh
             await silent
     assert refusal.value.reason == "CHUNK_SUPERSEDED"
     assert retry.chunks[0].status == upload_pb2.CHUNK_STATUS_UPLOADED
+
+
+async def test_a_chunk_whose_upload_ends_while_its_bytes_come_in_is_not_stored(mesh: Mesh) -> None:
+    id_ = (await mesh.alice.initiate()).session_id
+    call = mesh.alice.stub.UploadChunks(metadata=mesh.alice.metadata)
+    messages = chunk(id_, 0)
+    for message in messages[:2]:
+        await call.write(message)
+    await mesh.written(id_, 600)
+    mesh.clock.ahead = timedelta(days=1)
+    for message in messages[2:]:
+        await call.write(message)
+    await call.done_writing()
+    with pytest.raises(FailedPrecondition) as refusal, service_errors():
+        await call
+    assert refusal.value.reason == "UPLOAD_EXPIRED"
+    assert mesh.stored_parts(id_) == set()
