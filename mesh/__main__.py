@@ -55,9 +55,7 @@ def up(
 def demo(
     clips: Annotated[
         list[Path] | None,
-        typer.Argument(
-            help="Three videos of your own; without them, three are made.", dir_okay=False, exists=True
-        ),
+        typer.Argument(help="Three videos of your own; without them, three are made."),
     ] = None,
     state: State = DEFAULT_STATE,
     port: Port = None,
@@ -74,6 +72,9 @@ def demo(
 
     if clips and len(clips) != 3:
         _fail(MeshError(f"the demo takes three clips or none, not {len(clips)}"))
+    for clip in clips or []:
+        if not clip.is_file():
+            _fail(MeshError(f"{clip} is not a file"))
     options = topology.Options(state, workers or topology.default_workers(), port, free_ports)
     if not _run(run_demo(options, clips or [], Console())):
         _fail(MeshError("the demo was interrupted"), status=130)

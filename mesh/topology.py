@@ -17,6 +17,16 @@ from services.common.keys import KeyRing
 SERVICES = ("upload", "merge", "challenge")
 MOST_WORKERS = 4
 
+# Where one machine wants other values than a cluster; the environment replaces them.
+ONE_MACHINE: Mapping[str, str] = {
+    # Whoever presses Ctrl-C waits for no call longer than this.
+    "TWOTRUTHS_DRAIN_GRACE_SECONDS": "5",
+    # A worker cannot be out of reach here: one that is silent for this long is dead.
+    "TWOTRUTHS_JOB_ACK_WAIT_SECONDS": "10",
+    # Small files in several chunks show what a broken connection costs.
+    "TWOTRUTHS_UPLOAD_CHUNK_SIZE": str(256 << 10),
+}
+
 
 def default_workers() -> int:
     """One a processor, at most four: more would only share them."""
@@ -98,9 +108,7 @@ def _environment(state: StateDirectory, chosen: Mapping[str, int], nats_url: str
         **{f"{name}_listen": f"{HOST}:{chosen[name]}" for name in ("gateway", *SERVICES)},
     }
     decided = {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
-    # Calls of phones are short; whoever presses Ctrl-C should not wait for the default of a cluster.
-    drain = {"TWOTRUTHS_DRAIN_GRACE_SECONDS": "5"}
-    return {**drain, **os.environ, **decided}
+    return {**ONE_MACHINE, **os.environ, **decided}
 
 
 def _broker(state: StateDirectory, port: int) -> ProcessSpec:

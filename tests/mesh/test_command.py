@@ -44,3 +44,9 @@ async def test_a_demo_with_two_clips_says_how_many_it_takes(tmp_path: Path) -> N
     clip = str(tmp_path / "a.mp4")
     status, _, err = await mesh("demo", clip, clip, "--state", str(tmp_path / "state"))
     assert (status, err) == (1, "mesh: the demo takes three clips or none, not 2\n")
+
+
+async def test_a_demo_with_a_file_that_is_not_there_names_it(tmp_path: Path) -> None:
+    clips = [str(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    status, _, err = await mesh("demo", *clips, "--state", str(tmp_path / "state"))
+    assert (status, err) == (1, f"mesh: {clips[0]} is not a file\n")
