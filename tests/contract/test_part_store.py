@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -410,3 +411,28 @@ async def test_each_byte_is_written_once(
         await put_all(store)
         await put_all(store)
     assert written == GRID.size
+
+
+async def test_a_cancelled_writer_lets_go_only_when_its_thread_has_ended(
+    tmp_path: Path, objects: DirectoryObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    pwrite = os.pwrite
+
+    def slow(descriptor: int, data: bytes, offset: int) -> int:
+        writing.set()
+        go_on.wait(5)
+        return pwrite(descriptor, data, offset)
+
+    with DirectoryPartStore(tmp_path, objects) as store:
+        monkeypatch.setattr(os, "pwrite", slow)
+        writer = asyncio.create_task(put(store, 0))
+        await asyncio.to_thread(writing.wait, 5)
+        writer.cancel()
+        retry = asyncio.create_task(put(store, 0))
+        await asyncio.wait([writer, retry], timeout=0.1)
+        assert not writer.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await writer
+        assert not (await retry).existed

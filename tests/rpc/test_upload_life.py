@@ -127,9 +127,11 @@ async def test_cancel_removes_the_bytes_and_stops_a_writer(mesh: Mesh) -> None:
     with pytest.raises(FailedPrecondition) as refusal, service_errors():
         await call
     assert refusal.value.reason == "UPLOAD_CLOSED"
+    for late in (mesh.alice.put(id_, 1), mesh.alice.complete(id_)):
+        with pytest.raises(FailedPrecondition) as closed:
+            await late
+        assert closed.value.reason == "UPLOAD_CLOSED"
     assert list((mesh.root / "parts").iterdir()) == []
-    with pytest.raises(FailedPrecondition):
-        await mesh.alice.complete(id_)
     done = await mesh.alice.uploaded()
     await mesh.alice.complete(done)
     with pytest.raises(FailedPrecondition) as completed:

@@ -1,0 +1,144 @@
+"""What the sweep and the use cases do with what others left: cut-off completes, lost bytes, orphans, rivals."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.memory import MemoryProgressBus, MemoryStateStore
+from services.common.context import CallContext, Principal, serving
+from services.common.errors import AlreadyExists, NotFound
+from services.common.state import Entry, owned_key
+from services.upload.adapters.memory_parts import MemoryPartStore
+from services.upload.assembly import Assembly, Retention
+from services.upload.domain import DATA_LOST, Upload, UploadState
+from services.upload.grid import Part
+from services.upload.records import UploadRecords
+from services.upload.requests import NewClip, NewFile, new_upload
+from services.upload.service import Policy, UploadService
+
+BODY = b"\x00\x00\x00\x20ftypisom".ljust(100, b".")
+DIGEST = hashlib.sha256(BODY).hexdigest()
+
+
+class House:
+    """The use cases on stores in memory, at a time that the test sets."""
+
+    def __init__(self, root: Path, uploads: MemoryStateStore[Upload]) -> None:
+        self.now = datetime(2026, 5, 1, tzinfo=UTC)
+        self.uploads = uploads
+        self.objects = DirectoryObjectStore(root)
+        self.parts = MemoryPartStore(self.objects, clock=self.clock)
+        hints = MemoryProgressBus()
+        self.assembly = Assembly(
+            uploads, self.parts, hints, retention=Retention(records=60, orphans=3600), clock=self.clock
+        )
+        records = UploadRecords(uploads, self.parts, hints, ttl=self.assembly.ttl, clock=self.clock)
+        self.service = UploadService(records, self.parts, hints, self.assembly, policy=Policy(), clock=self.clock)
+
+    def clock(self) -> datetime:
+        return self.now
+
+    async def put(self, key: str, upload: Upload) -> Part:
+        async def body() -> AsyncIterator[bytes]:
+            yield BODY
+
+        async def agree(part: Part) -> None:
+            """Confirms it."""
+
+        return (await self.parts.put_part(key, upload.grid, 0, body(), agree)).part
+
+    async def cut_off(self, *, claimed: str = DIGEST, stored: bool = True) -> str:
+        """The key of an upload whose complete call was killed after it had fixed the manifest."""
+        file = NewFile("a.mp4", len(BODY), "video/mp4", chunk_size=len(BODY))
+        upload = new_upload("alice", file, now=self.now, expiry=timedelta(hours=1))
+        key = owned_key("alice", upload.id)
+        part = await self.put(key, upload) if stored else Part(0, len(BODY), DIGEST)
+        await self.uploads.create(key, upload.begin_assembly((part,), claimed, self.now))
+        return key
+
+    async def state(self, key: str) -> UploadState:
+        return (await self.record(key)).state
+
+    async def record(self, key: str) -> Upload:
+        entry = await self.uploads.get(key)
+        assert entry is not None
+        return entry.value
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path, MemoryStateStore[Upload]())
+
+
+@pytest.fixture
+def as_service() -> Iterator[None]:
+    with serving(CallContext(Principal("service:merge", is_service=True))):
+        yield
+
+
+async def test_the_sweep_finishes_a_cut_off_complete_once(house: House) -> None:
+    key = await house.cut_off()
+    await house.assembly.sweep()
+    done = await house.record(key)
+    assert (done.state, done.sha256) == (UploadState.COMPLETED, DIGEST)
+    assert (await house.objects.stat(done.object_key)).size == len(BODY)
+    house.now += timedelta(days=30)
+    await house.assembly.sweep()
+    assert await house.record(key) == done
+
+
+async def test_the_sweep_holds_a_cut_off_complete_to_the_digest_it_was_called_with(house: House) -> None:
+    key = await house.cut_off(claimed="0" * 64)
+    await house.assembly.sweep()
+    assert await house.state(key) is UploadState.OPEN
+    assert (await house.parts.list_parts(key, (await house.record(key)).grid)).parts
+
+
+async def test_an_upload_whose_bytes_are_gone_fails_instead_of_hanging(house: House) -> None:
+    key = await house.cut_off(stored=False)
+    await house.assembly.sweep()
+    lost = await house.record(key)
+    assert (lost.state, lost.error_type) == (UploadState.FAILED, DATA_LOST)
+
+
+async def test_parts_without_a_record_are_kept_for_the_grace_period_alone(house: House) -> None:
+    upload = new_upload("alice", NewFile("a", 100, "video/mp4", 100), now=house.now, expiry=timedelta(hours=1))
+    await house.put("orphan.key", upload)
+    await house.assembly.sweep()
+    assert [s.upload async for s in house.parts.list_uploads()] == ["orphan.key"]
+    house.now += timedelta(hours=1, seconds=1)
+    await house.assembly.sweep()
+    assert [s async for s in house.parts.list_uploads()] == []
+
+
+class Rival(MemoryStateStore[Upload]):
+    """A store in which somebody else takes one key just before it is created."""
+
+    taken = ""
+
+    async def create(self, key: str, value: Upload, *, ttl: float | None = None) -> Entry[Upload]:
+        if key == self.taken:
+            other = new_upload(
+                "alice", NewFile("other", 1, "video/mp4"), now=value.created_at, expiry=timedelta(hours=1)
+            )
+            await super().create(key, other)
+        return await super().create(key, value, ttl=ttl)
+
+
+@pytest.mark.usefixtures("as_service")
+async def test_a_batch_that_loses_one_id_to_a_rival_takes_the_others_back(tmp_path: Path) -> None:
+    house = House(tmp_path, rivals := Rival())
+    clips = [NewClip(str(uuid.uuid4()), "a.mp4", 100, "video/mp4") for _ in range(3)]
+    rivals.taken = owned_key("alice", clips[1].id)
+    with pytest.raises(AlreadyExists):
+        await house.service.initiate_batch("alice", str(uuid.uuid4()), clips)
+    for index in (0, 2):
+        with pytest.raises(NotFound):
+            await house.service.get(clips[index].id, "alice")
