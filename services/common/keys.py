@@ -6,8 +6,10 @@ it is ten minutes old or, at most every thirty seconds, when a token names a key
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
 import os
 import secrets
 import time
@@ -22,58 +24,97 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _FRESH_SECONDS = 600.0
 _MISS_SECONDS = 30.0
+_FIRST_SECONDS = 1.0  # between attempts while no set was read yet
 _MAX_BYTES = 1 << 20
 
 MEDIA_UPLOAD, MEDIA_READ, CHALLENGE_WRITE = "media:upload", "media:read", "challenge:write"
 ALL_SCOPES = (MEDIA_UPLOAD, MEDIA_READ, CHALLENGE_WRITE)
 
+log = logging.getLogger(__name__)
+
+
+class NoKeySet(Exception):
+    """The key set cannot be read now and was not read before. Its text is the source."""
+
 
 class KeySet:
-    """The public keys of one issuer by key id. Only keys of the one algorithm are kept."""
+    """The public keys of one issuer by key id. Only keys of the one algorithm are kept.
+
+    A set that was read once stays in force while its source cannot be read or is not a key set.
+    """
 
     def __init__(self, source: str, algorithm: str) -> None:
         self._source = source
         self._algorithm = algorithm
         self._keys: Mapping[str, jwt.PyJWK] = {}
-        self._version: object = None
-        self._loaded_at = float("-inf")
+        self._loaded = False
+        self._version: object = None  # of the file that was looked at last
+        self._stale_at = self._miss_at = float("-inf")  # when to fetch again for a known, an unknown key id
+        self._fetching = asyncio.Lock()
 
     async def key(self, key_id: str) -> jwt.PyJWK | None:
-        """The key, or None when the issuer has none of this id. Raises OSError, aiohttp.ClientError or
-        ValueError when the set cannot be read and none was read before."""
-        age = time.monotonic() - self._loaded_at
-        if self._source.startswith(("http://", "https://")):
-            if age > _FRESH_SECONDS or (key_id not in self._keys and age > _MISS_SECONDS):
-                await self._fetch()
-        else:
+        """The key, or None when the issuer has none of this id. Raises NoKeySet."""
+        if not self._source.startswith(("http://", "https://")):
             self._read()
+        elif self._due(key_id) and not (key_id in self._keys and self._fetching.locked()):
+            async with self._fetching:
+                if self._due(key_id):  # still, after whoever fetched meanwhile
+                    await self._fetch()
+        if not self._loaded:
+            raise NoKeySet(self._source)
         return self._keys.get(key_id)
 
     def _read(self) -> None:
-        path = Path(self._source)
-        stat = path.stat()
-        version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        if version != self._version:
-            self._parse(path.read_bytes())
-            self._version = version
+        version: object = "unreadable"
+        try:
+            with open(self._source, "rb") as file:
+                stat = os.fstat(file.fileno())
+                version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                if version == self._version:
+                    return
+                self._load(file.read(_MAX_BYTES + 1))
+        except (OSError, ValueError) as error:
+            if version != self._version:
+                log.warning("key set %s cannot be read: %s", self._source, error)
+        self._version = version
+
+    def _due(self, key_id: str) -> bool:
+        return time.monotonic() >= (self._stale_at if key_id in self._keys else self._miss_at)
 
     async def _fetch(self) -> None:
-        self._loaded_at = time.monotonic()  # also when it fails: misses must not become a flood
+        again = _FRESH_SECONDS
         try:
             timeout = aiohttp.ClientTimeout(total=5)
             async with aiohttp.ClientSession(timeout=timeout) as http, http.get(self._source) as response:
                 response.raise_for_status()
-                self._parse(await response.content.read(_MAX_BYTES))
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            if not self._keys:
-                raise
+                data = bytearray()
+                async for piece in response.content.iter_chunked(1 << 16):
+                    data += piece
+                    if len(data) > _MAX_BYTES:
+                        break
+                self._load(bytes(data))
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            again = _MISS_SECONDS if self._loaded else _FIRST_SECONDS
+            log.warning("key set %s cannot be fetched: %r", self._source, error)
+        now = time.monotonic()
+        self._stale_at, self._miss_at = now + again, now + min(again, _MISS_SECONDS)
 
-    def _parse(self, data: bytes) -> None:
+    def _load(self, data: bytes) -> None:
+        """Takes the keys of a JWK Set without those of no use (RFC 7517 section 5). Raises ValueError."""
+        try:
+            document = json.loads(data) if len(data) <= _MAX_BYTES else None
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
+        if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
+            raise ValueError(f"not a JWK Set of at most {_MAX_BYTES} bytes")  # noqa: TRY004  it is data
         keys = {}
-        for jwk in json.loads(data)["keys"]:
-            if jwk.get("alg", self._algorithm) == self._algorithm and jwk.get("use", "sig") == "sig":
-                keys[str(jwk["kid"])] = jwt.PyJWK(jwk, algorithm=self._algorithm)
-        self._keys = keys
+        for jwk in document["keys"]:
+            try:
+                if jwk.get("alg", self._algorithm) == self._algorithm and jwk.get("use", "sig") == "sig":
+                    keys[str(jwk["kid"])] = jwt.PyJWK(jwk, algorithm=self._algorithm)
+            except (jwt.PyJWTError, KeyError, TypeError, ValueError, AttributeError) as error:
+                log.warning("key set %s: a key is left out: %s", self._source, type(error).__name__)
+        self._keys, self._loaded = keys, True
 
 
 class KeyRing:

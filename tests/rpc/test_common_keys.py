@@ -1,0 +1,176 @@
+"""A key set at a URL: fetched rarely, kept through an outage, never by what a token says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from services.common import keys as keys_module
+from services.common.errors import Unauthenticated
+from services.common.identity import TokenVerifier
+from services.common.keys import KeyRing, KeySet, NoKeySet
+from services.common.settings import CommonSettings
+
+
+class Issuer:
+    """A loopback issuer that counts who asks, and may be out of order."""
+
+    def __init__(self) -> None:
+        self.body: bytes = b""
+        self.status = 200
+        self.requests = 0
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests += 1
+        self.asked.set()
+        await self.gate.wait()
+        response = web.StreamResponse(status=self.status)
+        await response.prepare(request)
+        half = len(self.body) // 2
+        await response.write(self.body[:half])
+        await asyncio.sleep(0.01)  # the rest comes in another packet
+        await response.write(self.body[half:])
+        return response
+
+
+@pytest.fixture
+async def issuer() -> AsyncIterator[Issuer]:
+    issuer = Issuer()
+    app = web.Application()
+    app.router.add_get("/{any:.*}", issuer.answer)
+    async with TestServer(app, host="127.0.0.1") as server:
+        issuer.url = str(server.make_url("/jwks.json"))
+        yield issuer
+
+
+class Time:
+    """Stands in for the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    clock = Time()
+    monkeypatch.setattr(keys_module, "time", clock)
+    return clock
+
+
+def _jwk(folder: Path) -> dict[str, Any]:
+    path = KeyRing.create(folder).directory / "players.jwks.json"
+    key: dict[str, Any] = json.loads(path.read_text())["keys"][0]
+    return key
+
+
+def _set(*jwks: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": jwks}).encode()
+
+
+async def test_a_key_set_is_cached_and_unknown_keys_are_no_flood(
+    issuer: Issuer, time: Time, tmp_path: Path
+) -> None:
+    first, second = _jwk(tmp_path / "a"), _jwk(tmp_path / "b")
+    issuer.body = _set(first)
+    keys = KeySet(issuer.url, "EdDSA")
+    for number in range(20):
+        assert await keys.key(first["kid"])
+        assert await keys.key(f"unknown {number}") is None
+    assert issuer.requests == 1
+    issuer.body = _set(second)
+    time.now += 31
+    assert await keys.key(first["kid"])  # it is known: no reason to ask yet
+    assert issuer.requests == 1
+    assert await keys.key(second["kid"])
+    assert await keys.key("unknown") is None
+    assert await keys.key(first["kid"]) is None  # retired
+    assert issuer.requests == 2
+    time.now += 601
+    assert await keys.key(second["kid"])
+    assert issuer.requests == 3
+
+
+async def test_callers_who_come_together_wait_for_one_fetch(issuer: Issuer, tmp_path: Path) -> None:
+    jwk = _jwk(tmp_path)
+    issuer.body = _set(jwk)
+    issuer.gate.clear()
+    keys = KeySet(issuer.url, "EdDSA")
+    callers = [asyncio.create_task(keys.key(jwk["kid"])) for _ in range(10)]
+    await issuer.asked.wait()
+    issuer.gate.set()
+    assert all(await asyncio.gather(*callers))
+    assert issuer.requests == 1
+
+
+@pytest.mark.parametrize("fault", ["status", "text", "oversized", "empty"])
+async def test_keys_survive_an_outage_of_their_issuer(
+    fault: str, issuer: Issuer, time: Time, tmp_path: Path
+) -> None:
+    jwk = _jwk(tmp_path)
+    issuer.body = _set(jwk)
+    keys = KeySet(issuer.url, "EdDSA")
+    assert await keys.key(jwk["kid"])
+    time.now += 601
+    issuer.status = 500 if fault == "status" else 200
+    other = _jwk(tmp_path / "other")
+    issuer.body = {
+        "status": _set(other),
+        "text": b"<html>",
+        "oversized": _set(other) + b" " * (1 << 20),
+        "empty": b"",
+    }[fault]
+    for _ in range(5):
+        assert await keys.key(jwk["kid"])
+        assert await keys.key(other["kid"]) is None
+    assert issuer.requests == 2
+    issuer.status, issuer.body = 200, _set(other)
+    time.now += 31
+    assert await keys.key(other["kid"])
+
+
+async def test_an_issuer_away_from_the_start_is_asked_again_soon(
+    issuer: Issuer, time: Time, tmp_path: Path
+) -> None:
+    jwk = _jwk(tmp_path)
+    issuer.status, issuer.body = 503, b""
+    keys = KeySet(issuer.url, "EdDSA")
+    for _ in range(5):
+        with pytest.raises(NoKeySet):
+            await keys.key(jwk["kid"])
+    assert issuer.requests == 1
+    issuer.status, issuer.body = 200, _set(jwk)
+    time.now += 2
+    assert await keys.key(jwk["kid"])
+
+
+async def test_nothing_that_a_token_points_to_is_fetched(issuer: Issuer, keys: KeyRing) -> None:
+    mine = Ed25519PrivateKey.generate()
+    jwk = jwt.algorithms.OKPAlgorithm.to_jwk(mine.public_key(), as_dict=True) | {"kid": "mine"}
+    issuer.body = _set(jwk)
+    verifier = TokenVerifier.from_settings(CommonSettings(**keys.settings()), service="upload")
+    claims = jwt.decode(keys.player_token("mallory"), options={"verify_signature": False})
+    pem = mine.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    for header in ({"jku": issuer.url}, {"x5u": issuer.url}, {"jwk": jwk}, {"jku": issuer.url, "kid": issuer.url}):
+        token = jwt.encode(claims, pem, algorithm="EdDSA", headers={"kid": "mine", **header})
+        with pytest.raises(Unauthenticated):
+            await verifier.verify(token)
+    assert issuer.requests == 0
