@@ -34,13 +34,13 @@ async def until_healthy(check: HealthCheck) -> None:
 
 
 def jetstream(url: str) -> HealthCheck:
-    """A NATS server that takes connections and has JetStream."""
+    """A NATS server (one of several, comma-separated) that takes connections and has JetStream."""
 
     async def ignore(_: Exception) -> None:
         """The error is raised by connect as well."""
 
     async def check() -> None:
-        connection = await nats.connect(url, allow_reconnect=False, connect_timeout=1, error_cb=ignore)
+        connection = await nats.connect(url.split(","), allow_reconnect=False, connect_timeout=1, error_cb=ignore)
         try:
             await connection.jetstream(timeout=1).account_info()
         finally:

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from mesh.health import http, until_healthy
+from mesh.errors import MeshError
+from mesh.health import http, jetstream, until_healthy
 from mesh.state import MeshInfo, StateDirectory
 from mesh.supervisor import Change, Condition, Supervisor
 from mesh.topology import Options, Topology, plan
+
+_BROKER_SECONDS = 10.0
 
 OnChange = Callable[[Change], None]
 
@@ -34,6 +37,8 @@ async def running(
     state = StateDirectory(options.state)
     with state.locked():
         topology = plan(options, state)
+        if not topology.own_broker:
+            await _check_broker(topology.nats_url)
         processes: dict[str, int] = {}
         healthy = False
 
@@ -56,6 +61,14 @@ async def running(
             on_stop()
             await _stop(supervisor)
             state.forget()
+
+
+async def _check_broker(url: str) -> None:
+    try:
+        async with asyncio.timeout(_BROKER_SECONDS):
+            await until_healthy(jetstream(url))
+    except TimeoutError as error:
+        raise MeshError("no NATS server with JetStream answers at NATS_URL") from error
 
 
 async def _stop(supervisor: Supervisor) -> None:

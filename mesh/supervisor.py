@@ -146,9 +146,7 @@ class Supervisor:
             began = asyncio.get_running_loop().time()
             end = await self._run_once(member)
             if not member.ready.is_set():
-                raise MeshError(
-                    f"{spec.name} {end} before it was healthy; see {member.log}", detail=tail(member.log)
-                )
+                raise MeshError(f"{spec.name} cannot start: it {end}; see {member.log}", detail=tail(member.log))
             if asyncio.get_running_loop().time() - began > timings.stable:
                 delay = timings.first_delay
             self._say(member, Condition.RESTARTING, f"{spec.name} {end}; again in {delay:g} s")
@@ -169,7 +167,7 @@ class Supervisor:
             await asyncio.wait({ended, healthy}, timeout=self._timings.start, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done() and not healthy.done():
                 await member.child.stop(self._timings.grace)
-                return f"did not become healthy in {self._timings.start:g} s"
+                return f"was not healthy after {self._timings.start:g} s"
             if not ended.done():
                 member.ready.set()
                 self._say(member, Condition.HEALTHY)

@@ -52,6 +52,11 @@ class Topology:
     nats_url: str
 
     @property
+    def own_broker(self) -> bool:
+        """Whether the NATS server is one of the processes."""
+        return "nats" in self.ports
+
+    @property
     def gateway_url(self) -> str:
         return f"http://{HOST}:{self.ports['gateway']}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Console
 
 from mesh.board import Board, addresses
@@ -34,7 +36,12 @@ async def up(options: Options, console: Console) -> None:
 def announce(console: Console, options: Options, mesh: RunningMesh) -> None:
     """Says that all are healthy and how to reach them."""
     state, info = StateDirectory(options.state), mesh.topology.info({}, healthy=True)
-    rows = {"gateway": info.gateway_url, **info.grpc_targets, "nats": info.nats_url, "logs": str(state.logs)}
+    rows = {
+        "gateway": info.gateway_url,
+        **info.grpc_targets,
+        "nats": _without_secrets(info.nats_url),
+        "logs": str(state.logs),
+    }
     console.print(f"\nall {len(mesh.topology.specs)} processes are healthy", style="bold green", highlight=False)
     console.print(addresses(rows), soft_wrap=True, highlight=False)
     console.print(
@@ -43,3 +50,7 @@ def announce(console: Console, options: Options, mesh: RunningMesh) -> None:
     # Alone on its line and unwrapped: it is there to be copied.
     console.print(KeyRing(state.keys).player_token(USER), soft_wrap=True, highlight=False, markup=False)
     console.print("Ctrl-C stops everything", style="dim")
+
+
+def _without_secrets(url: str) -> str:
+    return re.sub(r"//[^@/]*@", "//", url)

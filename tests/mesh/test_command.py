@@ -10,7 +10,11 @@ from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import jwt
+import pytest
 
+from mesh import running
+from mesh.errors import MeshError
+from mesh.topology import Options
 from services.common.keys import KeyRing
 
 
@@ -29,6 +33,17 @@ async def test_up_on_a_taken_port_names_it(tmp_path: Path) -> None:
         status, _, err = await mesh("up", "--state", str(tmp_path), "--free-ports", "--port", port)
     assert (status, len(err.splitlines())) == (1, 1)
     assert f"port {port} (gateway) is taken" in err
+
+
+async def test_up_without_the_broker_that_it_was_given_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_BROKER_SECONDS", 0.3)
+    monkeypatch.setenv("NATS_URL", "nats://user:secret@127.0.0.1:9")
+    options = Options(tmp_path, workers=1, free_ports=True)
+    with pytest.raises(MeshError, match=r"^no NATS server with JetStream answers at NATS_URL$"):
+        async with running.running(options, print, print):
+            pass
 
 
 async def test_a_token_is_all_that_is_printed(tmp_path: Path) -> None:

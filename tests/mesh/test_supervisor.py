@@ -120,7 +120,7 @@ async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(tmp_path
 
 async def test_one_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
     broken = spec(tmp_path, "service", script="import sys; sys.exit('no such database')")
-    with pytest.raises(MeshError, match="service exited with 1 before it was healthy") as raised:
+    with pytest.raises(MeshError, match="service cannot start: it exited with 1") as raised:
         async with supervised(tmp_path, spec(tmp_path, "broker"), broken):
             pass
     assert raised.value.detail == "no such database"
@@ -128,7 +128,7 @@ async def test_one_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_pat
 
 async def test_one_that_never_gets_healthy_is_an_error(tmp_path: Path) -> None:
     dumb = spec(tmp_path, "service", script="import signal; signal.pause()")
-    with pytest.raises(MeshError, match=r"did not become healthy in 0\.3 s"):
+    with pytest.raises(MeshError, match=r"was not healthy after 0\.3 s"):
         async with supervised(tmp_path, dumb, timings=Timings(start=0.3, grace=5)):
             pass
 
