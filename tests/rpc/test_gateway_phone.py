@@ -174,7 +174,7 @@ async def test_an_event_stream_beats_and_its_call_ends_with_the_client(keys: Key
             while await response.content.readline() != b": \n":
                 pass
             response.close()
-        await world.uploads.chunk_call_ended.wait()
+        await world.uploads.call_ended.wait()
 
 
 async def test_a_stream_that_fails_half_way_says_why(world: World) -> None:

@@ -1,0 +1,225 @@
+"""Bytes out: ranges, conditions and permissions of videos and files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from services.common.keys import KeyRing
+from tests.rpc.gateway_world import NOW, World, open_world
+from twotruths.upload.v1.upload_pb2 import File
+
+CONTENT = bytes(range(256)) * 5000  # 1.28 MB
+SIZE = len(CONTENT)
+ETAG = f'"{hashlib.sha256(CONTENT).hexdigest()}"'
+MODIFIED = "Mon, 21 Sep 2026 14:13:20 GMT"
+
+
+@pytest.fixture(params=["sendfile", "remote"])
+async def world(request: pytest.FixtureRequest, keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
+    async with open_world(keys, tmp_path, remote=request.param == "remote") as world:
+        yield world
+
+
+RANGES = [
+    ("bytes=0-1", 0, 2),
+    ("bytes=0-", 0, SIZE),
+    ("bytes=1000000-", 1_000_000, SIZE),
+    ("bytes=-500", SIZE - 500, SIZE),
+    (f"bytes=-{SIZE * 2}", 0, SIZE),
+    (f"bytes={SIZE - 1}-{SIZE + 10**30}", SIZE - 1, SIZE),
+    ("BYTES = 5-5", 5, 6),
+    ("bytes=007-0009", 7, 10),
+]
+IGNORED = [
+    "bytes=5-2",
+    "bytes=a-b",
+    "bytes=-",
+    "bytes=",
+    "items=0-1",
+    "0-1",
+    "bytes=0-1,5-6",
+    "bytes=0x1-2",
+    "bytes=--5",
+]
+UNSATISFIABLE = [f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 1}", "bytes=-0", "bytes=" + "9" * 400 + "-"]
+
+
+async def test_every_range_gives_exactly_its_bytes(world: World) -> None:
+    url = f"/api/v1/media/stream/{await world.add_video(CONTENT)}"
+    for header, start, end in RANGES:
+        async with world.call("GET", url, headers={"Range": header}) as response:
+            assert response.status == 206, header
+            assert response.headers["Content-Range"] == f"bytes {start}-{end - 1}/{SIZE}"
+            assert await response.read() == CONTENT[start:end]
+    for header in IGNORED:
+        async with world.call("GET", url, headers={"Range": header}) as response:
+            assert (response.status, await response.read()) == (200, CONTENT), header
+    for header in UNSATISFIABLE:
+        async with world.call("GET", url, headers={"Range": header}) as response:
+            assert (response.status, response.headers["Content-Range"]) == (416, f"bytes */{SIZE}"), header
+            assert (await response.json(content_type=None))["reason"] == "RANGE_NOT_SATISFIABLE"
+    # Seeking asks the merge service once, not for each range.
+    assert world.merges.asked_by == ["alice"]
+
+
+async def test_head_says_what_get_would_without_a_body(world: World) -> None:
+    url = f"/api/v1/media/stream/{await world.add_video(CONTENT)}"
+    async with world.call("HEAD", url, headers={"Range": "bytes=0-1"}) as head, world.call("GET", url) as get:
+        assert head.status == get.status == 200
+        for name in (
+            "Content-Length",
+            "Content-Type",
+            "ETag",
+            "Last-Modified",
+            "Accept-Ranges",
+            "Content-Disposition",
+        ):
+            assert head.headers[name] == get.headers[name]
+        assert await head.read() == b""
+        assert await get.read() == CONTENT
+        assert (get.headers["ETag"], get.headers["Last-Modified"]) == (ETAG, MODIFIED)
+        assert get.headers["Content-Type"] == "video/mp4"
+
+
+CONDITIONS = [
+    ({"If-None-Match": ETAG}, 304),
+    ({"If-None-Match": f'W/{ETAG}, "x"'}, 304),
+    ({"If-None-Match": "*"}, 304),
+    ({"If-None-Match": '"x"', "If-Modified-Since": MODIFIED}, 200),
+    ({"If-Modified-Since": MODIFIED}, 304),
+    ({"If-Modified-Since": "Mon, 21 Sep 2026 14:13:19 GMT"}, 200),
+    ({"If-Modified-Since": "yesterday"}, 200),
+    ({"If-Match": '"x"'}, 412),
+    ({"If-Match": f"W/{ETAG}"}, 412),
+    ({"If-Match": f'"x", {ETAG}'}, 200),
+    ({"If-Unmodified-Since": "Mon, 21 Sep 2026 14:13:19 GMT"}, 412),
+    ({"If-Range": ETAG, "Range": "bytes=0-1"}, 206),
+    ({"If-Range": f"W/{ETAG}", "Range": "bytes=0-1"}, 200),
+    ({"If-Range": '"x"', "Range": "bytes=0-1"}, 200),
+    ({"If-Range": MODIFIED, "Range": "bytes=0-1"}, 206),
+    ({"If-Range": "Mon, 21 Sep 2026 14:13:21 GMT", "Range": "bytes=0-1"}, 200),
+    ({"If-Range": '"x"', "Range": f"bytes={SIZE}-"}, 200),
+]
+
+
+async def test_conditions_are_evaluated_as_rfc_9110_says(world: World) -> None:
+    url = f"/api/v1/media/stream/{await world.add_video(CONTENT)}"
+    for headers, status in CONDITIONS:
+        async with world.call("GET", url, headers=headers) as response:
+            assert response.status == status, headers
+            body = await response.read()
+            if status == 304:
+                assert (body, response.headers["ETag"]) == (b"", ETAG)
+
+
+async def test_a_video_is_for_its_owner_until_it_is_public(world: World) -> None:
+    private, public = await world.add_video(b"abc"), await world.add_video(b"abcd", public=True)
+    for video, user, status in (
+        (private, "alice", 200),
+        (private, "bob", 404),
+        (public, "bob", 200),
+        (public, "", 401),
+    ):
+        async with world.call("GET", f"/api/v1/media/stream/{video}", user=user) as response:
+            assert response.status == status
+    # What alice may see is not remembered for bob.
+    async with world.call("GET", f"/api/v1/media/stream/{private}", user="bob") as response:
+        assert response.status == 404
+
+
+async def test_a_signed_url_is_the_permission_for_one_video_until_it_expires(world: World) -> None:
+    video, other = await world.add_video(b"abc"), await world.add_video(b"x")
+    signed = world.signer.sign(video, now=NOW.seconds, ttl=60)
+    good, late = signed.query(), world.signer.sign(video, now=NOW.seconds - 100, ttl=60).query()
+    for method in ("GET", "HEAD"):
+        async with world.call(method, f"/api/v1/media/stream/{video}?{good}", user="") as response:
+            assert response.status == 200
+    assert world.merges.asked_by == ["service:gateway"]
+    refused = [
+        (other, good, "SIGNATURE_INVALID"),
+        (video, late, "SIGNATURE_EXPIRED"),
+        (video, good.replace("expires=1", "expires=2"), "SIGNATURE_INVALID"),
+        (video, "signature=", "SIGNATURE_INVALID"),
+        (video, "signature=%FF&expires=%F0&key_id=%00", "SIGNATURE_INVALID"),
+    ]
+    for id_, query, reason in refused:
+        async with world.call("GET", f"/api/v1/media/stream/{id_}?{query}", user="bob") as response:
+            assert response.status == 403
+            assert (await response.json(content_type=None))["reason"] == reason
+
+
+async def test_an_uploaded_file_comes_back_with_its_name(world: World) -> None:
+    id_, source = str(uuid.uuid4()), world.folder / "f"
+    source.write_bytes(b"hello")
+    await world.store.put_file(f"files/{id_}", source)
+    name = 'ä"\r\nSet-Cookie: x/../%.html'
+    file = File(
+        file_id=id_,
+        filename=name,
+        mime_type="text/html",
+        size=5,
+        sha256="ab",
+        object_key=f"files/{id_}",
+        completed_at=NOW,
+    )
+    world.uploads.files[id_] = ("alice", file)
+    async with world.call("GET", f"/api/v1/files/{id_}") as response:
+        assert await response.read() == b"hello"
+        assert "sandbox" in response.headers["Content-Security-Policy"]
+        disposition = response.headers["Content-Disposition"]
+    # What could run in a browser is saved, not shown.
+    assert disposition.startswith('attachment; filename="')
+    assert "filename*=UTF-8''%C3%A4%22__Set-Cookie%3A%20x_.._%25.html" in disposition
+    async with world.call("GET", f"/api/v1/files/{id_}", user="bob") as response:
+        assert response.status == 404
+
+
+async def test_an_object_that_is_gone_is_not_found(world: World) -> None:
+    video = await world.add_video(b"abc")
+    await world.store.delete(f"videos/{video}/v.mp4")
+    async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
+        assert response.status == 404
+
+
+async def test_an_empty_file_is_served_and_has_no_ranges(world: World) -> None:
+    video = await world.add_video(b"")
+    async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
+        assert (response.status, response.headers["Content-Length"]) == (200, "0")
+    async with world.call("GET", f"/api/v1/media/stream/{video}", headers={"Range": "bytes=-1"}) as response:
+        assert (response.status, response.headers["Content-Range"]) == (416, "bytes */0")
+
+
+async def test_drain_lets_a_running_download_finish(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path) as world:
+        content = CONTENT * 16  # more than socket buffers hold
+        video = await world.add_video(content)
+        async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
+            begun = await response.content.readexactly(10)
+            stopping = asyncio.create_task(world.gateway.server.stop(10))
+            assert begun + await response.content.read() == content
+            await stopping
+        upload = world.uploads.add("alice", "a", 4, 4)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await world.call("GET", f"/api/v1/upload/{upload.session_id}/status")
+
+
+async def test_the_openapi_document_lists_every_route(world: World) -> None:
+    async with world.call("GET", "/openapi.json", user="") as response:
+        document = await response.json()
+    assert document["openapi"] == "3.1.0"
+    references = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
+    assert references <= set(document["components"]["schemas"])
+    guess = document["paths"]["/api/v1/challenges/{challenge_id}/guess"]["post"]
+    assert guess["summary"].startswith("Guesses which statement is the lie")
+    assert {"400", "401", "404", "409"} <= set(guess["responses"])
+    assert {"get", "head"} <= set(document["paths"]["/api/v1/media/stream/{video_file_id}"])
+    operations = [op["operationId"] for path in document["paths"].values() for op in path.values()]
+    assert len(operations) == len(set(operations))

@@ -1,0 +1,159 @@
+"""The gateway's pieces of HTTP: ranges, problems, multipart, digests, names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from google.rpc import code_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.common.errors import BY_CODE, FieldViolation, InvalidArgument
+from services.gateway import conditions, edge, problems, ranges, sse
+from services.gateway.media import disposition
+from services.gateway.multipart import MultipartError, MultipartReader, boundary_of
+from services.gateway.problems import Problem
+
+
+def test_every_grpc_code_has_a_status() -> None:
+    assert set(problems.STATUS_BY_CODE) == set(code_pb2.Code.keys()) - {"OK"}
+    for code, error in BY_CODE.items():
+        problem = problems.from_error(error("text"))
+        assert problem.status == problems.STATUS_BY_CODE[code]
+        assert problem.response(instance="/x", request_id="r").status == problem.status
+
+
+@pytest.mark.parametrize(
+    ("path", "body_field", "expected"),
+    [
+        ("statements[1].media_file_id", "", "/statements/1/media_file_id"),
+        ("metadata[a/b]", "", "/metadata/a~1b"),
+        ("body.inner[0]", "body", "/inner/0"),
+        ("", "", ""),
+    ],
+)
+def test_a_proto_path_becomes_a_pointer_in_the_callers_names(path: str, body_field: str, expected: str) -> None:
+    error = InvalidArgument("x", violations=[FieldViolation(path, "is wrong")])
+    assert problems.from_error(error, body_field=body_field).errors[0].pointer == expected
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**7), st.integers(0, 10**7))
+def test_a_range_lies_within_the_file(size: int, first: int, last: int) -> None:
+    for header in (f"bytes={first}-{last}", f"bytes={first}-", f"bytes=-{last}"):
+        try:
+            found = ranges.parse(header, size)
+        except ranges.Unsatisfiable:
+            continue
+        if found is not None:
+            assert 0 <= found.start < found.end <= size
+            assert found.length == found.end - found.start
+
+
+@given(st.text(max_size=30))
+def test_any_range_and_condition_header_is_answered(text: str) -> None:
+    from datetime import UTC, datetime
+
+    try:
+        ranges.parse(f"bytes={text}", 10)
+    except ranges.Unsatisfiable:
+        pass
+    headers = {"If-Match": text, "If-None-Match": text, "If-Modified-Since": text, "If-Unmodified-Since": text}
+    assert conditions.evaluate(headers, "tag", datetime(2026, 1, 1, tzinfo=UTC)) in {None, 304, 412}
+    conditions.range_holds(text, "tag", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+async def read_form(body: bytes, boundary: bytes, sizes: list[int]) -> list[tuple[str, str | None, bytes]]:
+    async def source() -> AsyncIterator[bytes]:
+        at = 0
+        for size in sizes:
+            yield body[at : at + size]
+            at += size
+        yield body[at:]
+
+    reader, found = MultipartReader(source(), boundary), []
+    while (part := await reader.next_part()) is not None:
+        found.append((part.name, part.filename, b"".join([piece async for piece in reader.pieces()])))
+    return found
+
+
+CONTENT = st.binary(max_size=80) | st.sampled_from([b"\r\n", b"--b", b"\r\n--", b"\r\n--a", b"\r\n-\r\n--x", b""])
+
+
+@given(st.lists(CONTENT, max_size=3), st.lists(st.integers(0, 30), max_size=20))
+@settings(deadline=None, max_examples=150)
+async def test_a_form_is_read_however_its_bytes_arrive(contents: list[bytes], sizes: list[int]) -> None:
+    boundary = b"boundary"
+    body = b"".join(
+        b'--boundary\r\nContent-Disposition: form-data; name="n%d"; filename="f"\r\n\r\n%s\r\n' % (i, content)
+        for i, content in enumerate(contents)
+    )
+    body += b"--boundary--\r\n"
+    expected = [(f"n{i}", "f", content) for i, content in enumerate(contents)]
+    assert await read_form(body, boundary, sizes) == expected
+    for cut in range(len(body) - 4):
+        with pytest.raises(MultipartError):
+            await read_form(body[:cut], boundary, [])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Disposition: form-data",
+        b'Content-Disposition: attachment; name="a"',
+        b"Content-Type: text/plain",
+        b"no colon",
+        b"X: " + b"x" * 9000,
+        b'Content-Disposition: form-data; name="a"\r\nContent-Transfer-Encoding: base64',
+        b'Content-Disposition: form-data; name="a',
+        b"Content-Disposition: form-data; name=\xff",
+    ],
+)
+async def test_a_part_without_a_proper_head_is_refused(head: bytes) -> None:
+    with pytest.raises(MultipartError):
+        await read_form(b"--b\r\n" + head + b"\r\n\r\nx\r\n--b--\r\n", b"b", [])
+
+
+async def test_a_part_head_may_be_written_in_other_ways() -> None:
+    head = b'content-disposition:form-data ;FILENAME="a\\"; name=x" ; name=field;\r\nContent-Type: x/y'
+    body = b"preamble\r\n--b \t\r\n" + head + b"\r\n\r\nx\r\n--b--epilogue"
+    assert await read_form(body, b"b", []) == [("field", 'a"; name=x', b"x")]
+    assert boundary_of('multipart/form-data; charset=utf-8; boundary="a b"') == b"a b"
+    for wrong in (
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        'x; boundary="' + "a" * 71 + '"',
+        "x; =;",
+    ):
+        with pytest.raises(MultipartError):
+            boundary_of(wrong)
+
+
+def test_a_file_name_cannot_break_its_header() -> None:
+    value = disposition("inline", 'a"b\r\nX: y/\\é\ud800')
+    assert value.isascii()
+    assert "\r" not in value
+    assert value.startswith('inline; filename="a_b__X: y____"; filename*=UTF-8')
+    assert disposition("inline", "a.mp4") == 'inline; filename="a.mp4"'
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", sse.EVENTS),
+        ("*/*", sse.EVENTS),
+        ("text/event-stream", sse.EVENTS),
+        ("application/x-ndjson", sse.LINES),
+        ("application/x-ndjson;q=0.5, text/event-stream", sse.EVENTS),
+        ("image/png, */*;q=0.1", sse.EVENTS),
+    ],
+)
+def test_a_stream_comes_as_the_client_asks(accept: str, kind: str) -> None:
+    assert sse.negotiate(accept) == kind
+    with pytest.raises(Problem, match="406"):
+        sse.negotiate("image/png, text/event-stream;q=0")
+
+
+def test_secrets_in_a_path_are_redacted() -> None:
+    assert edge.redacted("/a?x=1&Signature=s&y=") == "/a?x=1&Signature=***&y="
+    assert edge.redacted("/a") == "/a"
