@@ -9,11 +9,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
 from services.common.errors import PermissionDenied
+
+_MIN_KEY_BYTES = 16
+_EXPIRES = re.compile("[1-9][0-9]{0,11}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +37,17 @@ class PlaybackSigner:
     """Signs and verifies. ``keys`` by id; the first signs."""
 
     def __init__(self, keys: dict[str, bytes]) -> None:
-        if not keys:
-            raise ValueError("at least one playback key is needed")
+        if not keys or any(len(key) < _MIN_KEY_BYTES for key in keys.values()):
+            raise ValueError(f"at least one playback key is needed, each of {_MIN_KEY_BYTES} bytes or more")
         self._keys = keys
 
     @classmethod
     def from_file(cls, path: Path) -> PlaybackSigner:
         """Reads ``{key id: hex}``. Raises OSError or ValueError."""
-        return cls({key_id: bytes.fromhex(key) for key_id, key in json.loads(path.read_text()).items()})
+        keys = json.loads(path.read_text())
+        if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
+            raise ValueError(f"{path} is not of the form {{key id: hex}}")
+        return cls({key_id: bytes.fromhex(key) for key_id, key in keys.items()})
 
     def sign(self, video_id: str, *, now: float, ttl: float, method: str = "GET") -> SignedQuery:
         """Permission to read ``video_id`` for ``ttl`` seconds from ``now``; GET covers HEAD."""
@@ -53,7 +60,7 @@ class PlaybackSigner:
     ) -> None:
         """Raises PermissionDenied with reason SIGNATURE_INVALID, or SIGNATURE_EXPIRED if it was valid once."""
         invalid = PermissionDenied("the signature of this URL is not valid", reason="SIGNATURE_INVALID")
-        if key_id not in self._keys or not (expires.isascii() and expires.isdigit() and len(expires) <= 12):
+        if key_id not in self._keys or not _EXPIRES.fullmatch(expires):
             raise invalid
         expected = self._signature(method, video_id, int(expires), key_id)
         if not hmac.compare_digest(expected.encode(), signature.encode(errors="replace")):
@@ -63,4 +70,4 @@ class PlaybackSigner:
 
     def _signature(self, method: str, video_id: str, expires: int, key_id: str) -> str:
         text = "\n".join((method, video_id, str(expires), key_id))
-        return hmac.new(self._keys[key_id], text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._keys[key_id], text.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()

@@ -6,24 +6,34 @@ RequestInfo (the request id). See https://google.aip.dev/193.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from services.common.errors import BY_CODE, FieldViolation, Internal, ServiceError
 
 INTERNAL_TEXT = "internal error; the request id finds it in the log"
+_TRANSPORT_TEXT = {
+    "UNAVAILABLE": "a service is away; the same call may work later",
+    "DEADLINE_EXCEEDED": "not done in time; whether it took effect is unknown",
+    "CANCELLED": "the call was cancelled",
+    "UNIMPLEMENTED": "not served",
+    "RESOURCE_EXHAUSTED": "a message is too large, or too much is asked at once",
+}
+
+log = logging.getLogger(__name__)
 
 
 def to_status(error: ServiceError, *, domain: str, request_id: str) -> status_pb2.Status:
     """The status that tells a caller of ``error``; an error that came from another service keeps its domain."""
     details: list[Message] = []
-    if error.reason:
+    if error.reason or error.metadata:
         details.append(
             error_details_pb2.ErrorInfo(
                 reason=error.reason, domain=error.domain or domain, metadata=error.metadata
@@ -53,30 +63,42 @@ def _pack(message: Message) -> any_pb2.Any:
 
 
 def from_status(status: status_pb2.Status) -> ServiceError:
-    """The error that a status tells of, as the class of its code."""
-    error = BY_CODE.get(code_pb2.Code.Name(status.code), Internal)(status.message)
+    """The error that a status tells of, as the class of its code; Internal for a code that is no error's."""
+    error = _class_of(status.code)(status.message)
     for packed in status.details:
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         retry = error_details_pb2.RetryInfo()
-        if packed.Unpack(info):
-            error.reason, error.domain, error.metadata = info.reason, info.domain, dict(info.metadata)
-        elif packed.Unpack(bad):
-            error.violations = tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
-        elif packed.Unpack(retry):
-            error.retry_after = retry.retry_delay.ToMilliseconds() / 1000
+        with suppress(DecodeError):  # what cannot be read does not hide the rest
+            if packed.Unpack(info):
+                error.reason, error.domain, error.metadata = info.reason, info.domain, dict(info.metadata)
+            elif packed.Unpack(bad):
+                error.violations = tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
+            elif packed.Unpack(retry):
+                error.retry_after = retry.retry_delay.ToMilliseconds() / 1000
     return error
 
 
+def _class_of(code: int) -> type[ServiceError]:
+    name = code_pb2.Code.Name(code) if code in code_pb2.Code.values() else ""
+    return BY_CODE.get(name, Internal)
+
+
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
-    """The ServiceError that a failed call stands for; one without details has its code and text."""
+    """The ServiceError that a failed call stands for.
+
+    Our servers always send details. A failure without them is the transport's: its text names addresses and
+    the like, so it goes to the log and the error gets a fixed one.
+    """
     try:
         # grpc_status reads the call's trailers; an AioRpcError offers the same three methods as a call.
         status = rpc_status.from_call(error)
-    except ValueError:  # details that contradict the status: trust the status
+    except (ValueError, DecodeError):  # details that contradict the status: trust the status
         status = None
     if status is not None:
         return from_status(status)
-    return BY_CODE.get(error.code().name, Internal)(error.details() or error.code().name)
+    log.info("call failed", extra={"data": {"code": error.code().name, "details": error.details()}})
+    cls = _class_of(error.code().value[0])
+    return cls(_TRANSPORT_TEXT.get(cls.code, INTERNAL_TEXT))
 
 
 @contextmanager
