@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import grpc
@@ -15,12 +16,14 @@ from services.gateway.chunks import ChunkRoutes
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
+from services.gateway.handwritten import PATHS
 from services.gateway.health import HealthRoutes
 from services.gateway.media import MediaRoutes
 from services.gateway.openapi import OpenApiRoutes
-from services.gateway.routes import Binding
+from services.gateway.routes import Binding, RouteError
 from services.gateway.transcode import Transcoder
 
+_FIELD = re.compile(r"\{[^}]*\}")
 CHUNK_URLS = (
     "/api/v1/challenge-videos/upload/{session_id}/chunk",
     "/api/v1/upload/{session_id}/chunk",
@@ -53,6 +56,15 @@ def create(
     router.add_get("/api/v1/media/stream/{video_file_id}", media.video)
     router.add_get("/api/v1/files/{file_id}", media.file)
     for binding in bindings:
+        _check_free(binding)
         handler = Transcoder(binding, channels[binding.backend], settings, drain)
         router.add_route(binding.verb, binding.template.path, handler.handle)
     return app
+
+
+def _check_free(binding: Binding) -> None:
+    """An annotation behind a route written by hand would never be reached. Raises RouteError."""
+    for path, operations in PATHS.items():
+        same = _FIELD.sub("{}", path) == _FIELD.sub("{}", binding.template.display)
+        if same and binding.verb.lower() in operations:
+            raise RouteError(f"{binding.method.full_name}: {binding.verb} {path} is written by hand")

@@ -23,7 +23,10 @@ async def pieces(request: web.Request, *, limit: int, silence: float) -> AsyncIt
     a content coding, 400 (BODY_CUT_SHORT) when the client stopped half-way."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(
-            415, "UNSUPPORTED_ENCODING", "send the body as it is, not compressed", headers={"Accept-Encoding": ""}
+            415,
+            "UNSUPPORTED_ENCODING",
+            "send the body as it is, not compressed",
+            headers={"Accept-Encoding": "identity"},
         )
     too_large = Problem(413, "BODY_TOO_LARGE", f"the body may have at most {limit} bytes")
     if (request.content_length or 0) > limit:

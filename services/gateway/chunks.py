@@ -7,16 +7,17 @@ service never takes a body that was cut short for a chunk; every other way out c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from aiohttp import web
 
-from services.common.status import from_rpc_error
 from services.gateway import bodies, callers, digests, encode, problems
 from services.gateway.config import GatewaySettings
 from services.gateway.multipart import MultipartError, MultipartReader, boundary_of
+from services.gateway.outcome import Outcome
 from services.gateway.problems import FieldError, Problem, invalid
 from twotruths.upload.v1.upload_service_pb2 import (
     ChunkEnd,
@@ -74,6 +75,7 @@ class _ChunkStream:
 
     def __init__(self, call: Any, session_id: str, number: int) -> None:
         self._call = call
+        self._outcome = Outcome(call)
         self._session_id = session_id
         self._number = number
 
@@ -97,10 +99,11 @@ class _ChunkStream:
     async def answer(self) -> UploadChunksResponse:
         """What was stored. Raises Problem."""
         try:
-            await self._call.done_writing()
+            with contextlib.suppress(asyncio.InvalidStateError):  # the service has answered already
+                await self._call.done_writing()
             response: UploadChunksResponse = await self._call
         except grpc.aio.AioRpcError as error:
-            raise problems.from_error(from_rpc_error(error)) from error
+            raise problems.from_error(await self._outcome.error(error)) from error
         return response
 
     async def _write(self, message: UploadChunksRequest) -> None:
@@ -110,7 +113,7 @@ class _ChunkStream:
             await self.answer()
             raise Problem(409, "CHUNK_NOT_TAKEN", "the upload took no more of the chunk") from None
         except grpc.aio.AioRpcError as error:
-            raise problems.from_error(from_rpc_error(error)) from error
+            raise problems.from_error(await self._outcome.error(error)) from error
 
 
 async def _send_form(request: web.Request, source: AsyncIterator[bytes], stream: _ChunkStream) -> None:

@@ -65,6 +65,8 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         self.pieces: list[int] = []
         self.files: dict[str, tuple[str, U.File]] = {}
         self.changed = asyncio.Condition()
+        self.may_complete = asyncio.Event()
+        self.may_complete.set()
         self.call_begun, self.call_ended = asyncio.Event(), asyncio.Event()
         self.error: ServiceError | None = None
         self.metadata: list[tuple[str, str]] = []
@@ -172,6 +174,8 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
             self.call_ended.set()
 
     async def CompleteUpload(self, request: Any, _: Any) -> Any:
+        self.call_begun.set()
+        await self.may_complete.wait()
         upload = find(self.uploads, request.session_id)
         if upload.remaining_chunks:
             raise FailedPrecondition("chunks 0 are missing", reason="CHUNKS_MISSING")
@@ -329,6 +333,7 @@ class World:
         self.http = http
         self.keys = keys
         self.store = store
+        self.remote = RemoteStore(store)
         self.folder = folder
         # The generated bases are abstract to the type checker; what a fake lacks is UNIMPLEMENTED.
         self.uploads: FakeUploads = cast(Any, FakeUploads)()
@@ -396,7 +401,7 @@ async def open_world(
         values = keys.settings() | targets | {"gateway_listen": "127.0.0.1:0", "data_dir": folder} | settings
         build = wiring.build(
             GatewaySettings(**values),
-            store=_Remote(store) if remote else store,
+            store=world.remote if remote else store,
             clock=lambda: datetime.fromtimestamp(NOW.seconds, UTC),
         )
         world.gateway = await stack.enter_async_context(build)
@@ -406,11 +411,19 @@ async def open_world(
         yield world
 
 
-class _Remote:
-    """A store whose objects are not local files."""
+class RemoteStore:
+    """A store whose objects are not local files; says when a read was ended."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self.read_ended = asyncio.Event()
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._store.read(key, start, end):
+                yield piece
+        finally:
+            self.read_ended.set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

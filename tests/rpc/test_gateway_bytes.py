@@ -13,7 +13,11 @@ import aiohttp
 import pytest
 
 from services.common.keys import KeyRing
+from services.gateway import wiring
+from services.gateway.config import GatewaySettings
+from services.gateway.routes import RouteError
 from tests.rpc.gateway_world import NOW, World, open_world
+from tests.unit.test_gateway_routes import service
 from twotruths.upload.v1.upload_pb2 import File
 
 CONTENT = bytes(range(256)) * 5000  # 1.28 MB
@@ -197,6 +201,15 @@ async def test_an_empty_file_is_served_and_has_no_ranges(world: World) -> None:
         assert (response.status, response.headers["Content-Range"]) == (416, "bytes */0")
 
 
+async def test_a_client_that_leaves_ends_the_read_at_once(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path, remote=True) as world:
+        video = await world.add_video(CONTENT * 16)
+        async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
+            await response.content.readexactly(10)
+            response.close()
+        await world.remote.read_ended.wait()
+
+
 async def test_drain_lets_a_running_download_finish(keys: KeyRing, tmp_path: Path) -> None:
     async with open_world(keys, tmp_path) as world:
         content = CONTENT * 16  # more than socket buffers hold
@@ -223,3 +236,11 @@ async def test_the_openapi_document_lists_every_route(world: World) -> None:
     assert {"get", "head"} <= set(document["paths"]["/api/v1/media/stream/{video_file_id}"])
     operations = [op["operationId"] for path in document["paths"].values() for op in path.values()]
     assert len(operations) == len(set(operations))
+
+
+async def test_an_annotation_behind_a_route_written_by_hand_stops_the_start(keys: KeyRing, tmp_path: Path) -> None:
+    settings = GatewaySettings(**keys.settings(), data_dir=tmp_path)
+    services = service(Clash={"get": "/api/v1/files/{id}"})
+    with pytest.raises(RouteError, match="written by hand"):
+        async with wiring.build(settings, services=services):
+            pass

@@ -312,6 +312,34 @@ async def test_a_client_that_leaves_ends_its_chunk_call(world: World) -> None:
     assert world.uploads.chunks[upload.session_id] == {}
 
 
+async def test_a_change_is_made_though_the_phone_hung_up(world: World) -> None:
+    upload = world.uploads.add("alice", "a.mp4", 0, 4)
+    world.uploads.may_complete.clear()
+    _, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    token = world.auth()["Authorization"]
+    head = f"POST /api/v1/upload/{upload.session_id}/complete HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n"
+    writer.write(f"{head}Content-Length: 0\r\n\r\n".encode())
+    await world.uploads.call_begun.wait()
+    writer.transport.abort()
+    async with world.call("GET", f"/api/v1/upload/{upload.session_id}/events") as response:
+        world.uploads.may_complete.set()
+        assert b'"status":"completed"' in await response.read()
+
+
+async def test_a_service_that_refuses_early_is_heard(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path) as world:
+        upload = world.uploads.add("alice", "a.mp4", 4, 4)
+        world.uploads.error = ResourceExhausted("full", reason="STORAGE_FULL")
+        url = f"/api/v1/upload/{upload.session_id}/chunk/0"
+
+        async def large() -> AsyncIterator[bytes]:
+            for _ in range(64):
+                yield bytes(256 << 10)
+
+        document, _ = await problem(world.call("POST", url, data=large(), headers=RAW), 507)
+        assert document["reason"] == "STORAGE_FULL"
+
+
 async def test_a_silent_body_times_out(keys: KeyRing, tmp_path: Path) -> None:
     async with open_world(keys, tmp_path, gateway_read_timeout_seconds=0.1) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import pytest
 from google.rpc import code_pb2
@@ -52,12 +54,8 @@ def test_a_range_lies_within_the_file(size: int, first: int, last: int) -> None:
 
 @given(st.text(max_size=30))
 def test_any_range_and_condition_header_is_answered(text: str) -> None:
-    from datetime import UTC, datetime
-
-    try:
+    with contextlib.suppress(ranges.Unsatisfiable):
         ranges.parse(f"bytes={text}", 10)
-    except ranges.Unsatisfiable:
-        pass
     headers = {"If-Match": text, "If-None-Match": text, "If-Modified-Since": text, "If-Unmodified-Since": text}
     assert conditions.evaluate(headers, "tag", datetime(2026, 1, 1, tzinfo=UTC)) in {None, 304, 412}
     conditions.range_holds(text, "tag", datetime(2026, 1, 1, tzinfo=UTC))

@@ -29,7 +29,7 @@ UPLOADS = st.builds(
     video_index=st.none() | INT32,
     file_size=INT64,
     uploaded_chunks=st.lists(INT32, max_size=5),
-    progress_percent=st.floats(width=64),
+    progress_percent=st.floats(allow_nan=False) | st.just(float("nan")),
     status=st.integers(0, 6) | st.just(99),
     created_at=st.none() | STAMP,
     ready_for_merge=st.booleans(),

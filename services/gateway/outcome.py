@@ -1,0 +1,61 @@
+"""How a client-streaming call ended, as the server said it.
+
+A server may refuse a stream before its end. grpc.aio then replaces the server's status by INTERNAL whenever it
+notices a failed write after the status (https://github.com/grpc/grpc/issues/36066, open), so the status is read
+at the moment it arrives. To be removed when that is fixed in the grpcio we use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+
+from services.common.errors import ServiceError
+from services.common.status import from_rpc_error
+
+T = TypeVar("T")
+_PATIENCE_SECONDS = 1.0
+
+
+class Outcome:
+    """Watches a call from its start."""
+
+    def __init__(self, call: Any) -> None:
+        self._told: asyncio.Future[ServiceError] = asyncio.get_running_loop().create_future()
+        call.add_done_callback(self._ended)
+
+    async def error(self, raised: grpc.aio.AioRpcError) -> ServiceError:
+        """The error that the server sent, or else the one that was ``raised``. A failed write may be noticed
+        before the status it comes from: that one is waited for a moment."""
+        if not _is_failed_write(raised.code(), raised.debug_error_string()):
+            return from_rpc_error(raised)
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await self._told
+        except TimeoutError:
+            return from_rpc_error(raised)
+
+    def _ended(self, call: Any) -> None:
+        code, debug = _at_once(call.code()), _at_once(call.debug_error_string())
+        if code is grpc.StatusCode.OK or _is_failed_write(code, debug) or self._told.done():
+            return
+        initial, trailing = _at_once(call.initial_metadata()), _at_once(call.trailing_metadata())
+        details = _at_once(call.details())
+        self._told.set_result(from_rpc_error(grpc.aio.AioRpcError(code, initial, trailing, details)))
+
+
+def _is_failed_write(code: grpc.StatusCode, debug: str | None) -> bool:
+    return code is grpc.StatusCode.INTERNAL and "execute_batch" in (debug or "")
+
+
+def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for: the call has ended."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise RuntimeError("the call has not ended")
