@@ -80,7 +80,9 @@ def _interceptors(tokens: ServiceTokens | None, audience: str) -> list[grpc.aio.
             if REQUEST_ID not in keys:
                 metadata.append((REQUEST_ID, call.request_id))
             if call.deadline is not None:
-                left = max(0.0, call.deadline - time.monotonic() - _MARGIN_SECONDS)
+                left = call.deadline - time.monotonic() - _MARGIN_SECONDS
+                if left <= 0:
+                    left = -1.0  # refused at once; a call whose deadline is just now may still be sent
                 timeout = left if timeout is None else min(timeout, left)
         if tokens is not None and "authorization" not in keys:
             metadata.append(("authorization", f"Bearer {tokens.token(audience)}"))

@@ -11,8 +11,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
 import grpc
@@ -34,7 +34,7 @@ from services.common.identity import TokenVerifier
 from services.common.status import INTERNAL_TEXT, to_status
 
 REQUEST_ID = "x-request-id"
-_SANE_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _DEFAULT_DEADLINE_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -77,12 +77,14 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _wrap_streamed(
-        self, method: str, behaviour: Callable[..., AsyncIterator[Any]]
+        self, method: str, behaviour: Callable[..., AsyncGenerator[Any, None]]
     ) -> Callable[..., Awaitable[Any]]:
         # Writes instead of yielding: an async generator could be closed in another context than it ran in.
         async def call(request: Any, rpc: Context) -> None:
-            async with self._around(method, request, rpc, endless=True):
-                async for response in behaviour(request, rpc):
+            # aclosing: a generator that nobody reads is closed now, not when it is collected.
+            around = self._around(method, request, rpc, endless=True)
+            async with around, aclosing(behaviour(request, rpc)) as responses:
+                async for response in responses:
                     await rpc.write(response)
 
         return call
@@ -126,8 +128,10 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 error = Internal(INTERNAL_TEXT)
             self._log(method, error, started)
             if error is not None:
-                status = to_status(error, domain=self._domain, request_id=request_id)
-                await rpc.abort_with_status(rpc_status.to_status(status))
+                status = rpc_status.to_status(to_status(error, domain=self._domain, request_id=request_id))
+                # These replace the trailing metadata set above.
+                trailing = (*status.trailing_metadata, (REQUEST_ID, request_id))
+                await rpc.abort(status.code, status.details, trailing)
 
     async def _authenticate(self, method: str, metadata: Any) -> context.Principal:
         tokens = [value for key, value in metadata if key == "authorization"]
@@ -153,7 +157,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
 def _request_id(metadata: Any) -> str:
     """The caller's request id if it is harmless, else a new one."""
     for key, value in metadata:
-        if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.match(value):
+        if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.fullmatch(value):
             return value
     return uuid.uuid4().hex
 

@@ -7,7 +7,7 @@ RequestInfo (the request id). See https://google.aip.dev/193.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import grpc
@@ -19,6 +19,10 @@ from grpc_status import rpc_status
 from services.common.errors import BY_CODE, FieldViolation, Internal, ServiceError
 
 INTERNAL_TEXT = "internal error; the request id finds it in the log"
+# A status travels in trailers. Clients refuse those over 8 KiB, and with them they would lose the whole error;
+# the message is in there twice and takes up to three times its bytes, details four thirds of theirs.
+_MAX_TEXT_BYTES = 600
+_MAX_VIOLATIONS_BYTES = 2000
 _TRANSPORT_TEXT = {
     "UNAVAILABLE": "a service is away; the same call may work later",
     "DEADLINE_EXCEEDED": "not done in time; whether it took effect is unknown",
@@ -40,20 +44,31 @@ def to_status(error: ServiceError, *, domain: str, request_id: str) -> status_pb
             )
         )
     if error.violations:
-        violation = error_details_pb2.BadRequest.FieldViolation
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[violation(field=v.field, description=v.description) for v in error.violations]
-            )
-        )
+        details.append(_bad_request(error.violations))
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(round(error.retry_after * 1000))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     details.append(error_details_pb2.RequestInfo(request_id=request_id))
-    return status_pb2.Status(
-        code=code_pb2.Code.Value(error.code), message=error.message, details=map(_pack, details)
-    )
+    code, message = code_pb2.Code.Value(error.code), _short(error.message)
+    return status_pb2.Status(code=code, message=message, details=map(_pack, details))
+
+
+def _bad_request(violations: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    """As many of the wrong fields as there is room for."""
+    bad = error_details_pb2.BadRequest()
+    for violation in violations:
+        bad.field_violations.add(field=_short(violation.field), description=_short(violation.description))
+        if bad.ByteSize() > _MAX_VIOLATIONS_BYTES:
+            break
+    return bad
+
+
+def _short(text: str) -> str:
+    """The text, cut if it is too long, without what UTF-8 cannot say."""
+    data = text.encode(errors="replace")
+    cut = data[:_MAX_TEXT_BYTES].decode(errors="ignore")
+    return cut if len(data) <= _MAX_TEXT_BYTES else f"{cut}…"
 
 
 def _pack(message: Message) -> any_pb2.Any:
