@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
 from services.gateway.edge import AccessLogger
 
 _READ_BUFFER = 256 << 10
+
+log = logging.getLogger(__name__)
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Whoever sends what is no HTTP gets a 400 and a line in the access log. aiohttp would add a traceback
+    that quotes the header, which may be a token."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
 
 
 class HttpServer:
@@ -18,8 +30,10 @@ class HttpServer:
         self.port = 0
         self._drain = drain
         self._listen = settings.gateway_listen
+        log.addFilter(_worth_a_line)
         self._runner = web.AppRunner(
             app,
+            logger=log,
             access_log_class=AccessLogger,
             keepalive_timeout=settings.gateway_keepalive_seconds,
             # A client that goes away cancels its handler: downloads and event streams stop at once.

@@ -405,6 +405,17 @@ async def test_a_request_id_is_passed_on_if_it_is_harmless(world: World) -> None
         assert len(response.headers["X-Request-Id"]) == 32
 
 
+@pytest.mark.parametrize("head", ["NONSENSE", "GET / HTTP/1.1\r\nAuthorization: Bearer " + "s3cret" * 2000])
+async def test_what_is_no_http_is_400_and_not_quoted_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture, head: str
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(f"{head}\r\n\r\n".encode())
+    assert b" 400 " in await reader.readline()
+    writer.close()
+    assert "s3cret" not in caplog.text
+
+
 async def test_secrets_in_a_url_do_not_reach_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     url = f"/api/v1/media/stream/{ID}?expires=9999999999&key_id=k&signature=topsecret"
