@@ -207,7 +207,7 @@ async def test_a_client_that_leaves_ends_the_read_at_once(keys: KeyRing, tmp_pat
         async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
             await response.content.readexactly(10)
             response.close()
-        await world.remote.read_ended.wait()
+        await asyncio.wait_for(world.remote.read_ended.wait(), 10)
 
 
 async def test_drain_lets_a_running_download_finish(keys: KeyRing, tmp_path: Path) -> None:

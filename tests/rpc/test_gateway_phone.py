@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -174,7 +175,7 @@ async def test_an_event_stream_beats_and_its_call_ends_with_the_client(keys: Key
             while await response.content.readline() != b": \n":
                 pass
             response.close()
-        await world.uploads.call_ended.wait()
+        await asyncio.wait_for(world.uploads.call_ended.wait(), 10)
 
 
 async def test_a_stream_that_fails_half_way_says_why(world: World) -> None:

@@ -306,9 +306,9 @@ async def test_a_client_that_leaves_ends_its_chunk_call(world: World) -> None:
     head = f"POST /api/v1/upload/{upload.session_id}/chunk/0 HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n"
     writer.write(f"{head}Content-Type: application/octet-stream\r\nContent-Length: 4\r\n\r\nab".encode())
     await writer.drain()
-    await world.uploads.call_begun.wait()
+    await asyncio.wait_for(world.uploads.call_begun.wait(), 10)
     writer.transport.abort()
-    await world.uploads.call_ended.wait()
+    await asyncio.wait_for(world.uploads.call_ended.wait(), 10)
     assert world.uploads.chunks[upload.session_id] == {}
 
 
@@ -319,11 +319,11 @@ async def test_a_change_is_made_though_the_phone_hung_up(world: World) -> None:
     token = world.auth()["Authorization"]
     head = f"POST /api/v1/upload/{upload.session_id}/complete HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n"
     writer.write(f"{head}Content-Length: 0\r\n\r\n".encode())
-    await world.uploads.call_begun.wait()
+    await asyncio.wait_for(world.uploads.call_begun.wait(), 10)
     writer.transport.abort()
     async with world.call("GET", f"/api/v1/upload/{upload.session_id}/events") as response:
         world.uploads.may_complete.set()
-        assert b'"status":"completed"' in await response.read()
+        assert b'"status":"completed"' in await asyncio.wait_for(response.read(), 10)
 
 
 async def test_a_service_that_refuses_early_is_heard(keys: KeyRing, tmp_path: Path) -> None:
