@@ -87,6 +87,15 @@ async def test_a_killed_broker_during_the_merge_still_ends_completed(mesh: Harne
     assert_video(mesh, session)
 
 
+async def test_a_killed_controller_during_the_merge_still_ends_completed(mesh: Harness, clips: list[Path]) -> None:
+    async with mesh.phone("alice") as alice:
+        merge_id = await upload_all(alice, clips)
+        pid = mesh.kill("merge")  # uploads are completed, and what follows from that is not written down
+        session = await finished(alice, merge_id)
+        await mesh.restarted("merge", pid)
+    assert_video(mesh, session)
+
+
 def assert_video(mesh: Harness, session: Json) -> None:
     (video,) = mesh.objects(f"videos/{session['merge_session_id']}")
     assert_exact(video, session["merged_video"]["segments"])
