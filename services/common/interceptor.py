@@ -1,7 +1,8 @@
 """What happens around every rpc that a server answers: request id, authentication, deadline, validation, errors.
 
 Servicers raise :class:`ServiceError` and never touch ``context.abort``; an exception of any other kind becomes
-INTERNAL with a fixed text. Infrastructure services (``/grpc.…``: health, reflection) are left alone.
+INTERNAL with a fixed text. Infrastructure services (``/grpc.…``: health, reflection) are left alone, save that
+a server that stops ends the watches of its health.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any, cast
 
 import grpc
@@ -29,12 +30,14 @@ from services.common.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
+    Unavailable,
 )
 from services.common.identity import TokenVerifier
 from services.common.status import INTERNAL_TEXT, to_status
 
 REQUEST_ID = "x-request-id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+_HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 _DEFAULT_DEADLINE_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,18 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         self._domain = f"{name}.twotruths"
         self._verifier = verifier
         self._scopes = scopes
+        self._streams: set[asyncio.Timeout] = set()
+        self._stopping = False
+
+    def end_streams(self) -> None:
+        """Ends the calls that stream answers, now and from here on: whoever watches goes to another server.
+
+        They have no end of their own and would hold up a server that waits for its calls.
+        """
+        self._stopping = True
+        for stream in self._streams:
+            if not stream.expired():
+                stream.reschedule(asyncio.get_running_loop().time())
 
     async def intercept_service(
         self,
@@ -58,9 +73,15 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         """Answers the handler for a call, wrapped."""
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or method.startswith("/grpc."):
+        if handler is None or (method.startswith("/grpc.") and method != _HEALTH_WATCH):
             return handler
-        wrap = self._wrap_streamed if handler.response_streaming else self._wrap_single
+        wrap = (
+            self._wrap_health_watch
+            if method == _HEALTH_WATCH
+            else self._wrap_streamed
+            if handler.response_streaming
+            else self._wrap_single
+        )
         kind = ("stream" if handler.request_streaming else "unary") + (
             "_stream" if handler.response_streaming else "_unary"
         )
@@ -89,6 +110,27 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    def _wrap_health_watch(
+        self, _: str, behaviour: Callable[..., Awaitable[None]]
+    ) -> Callable[..., Awaitable[Any]]:
+        async def call(request: Any, rpc: Context) -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None) as scope:
+                    with self._ended_by_stop(scope):
+                        await behaviour(request, rpc)
+
+        return call
+
+    @contextmanager
+    def _ended_by_stop(self, scope: asyncio.Timeout) -> Iterator[None]:
+        self._streams.add(scope)
+        if self._stopping:
+            scope.reschedule(asyncio.get_running_loop().time())
+        try:
+            yield
+        finally:
+            self._streams.discard(scope)
+
     @asynccontextmanager
     async def _around(
         self, method: str, request: Any, rpc: Context, *, endless: bool = False
@@ -105,22 +147,17 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             rpc.set_trailing_metadata(((REQUEST_ID, request_id),))
             error: ServiceError | None = None
             try:
-                async with asyncio.timeout(remaining):
+                async with asyncio.timeout(remaining) as scope:
                     caller = await self._authenticate(method, metadata)
-                    with context.serving(context.CallContext(caller, request_id, deadline)):
+                    bounded = self._ended_by_stop(scope) if endless else nullcontext()
+                    with bounded, context.serving(context.CallContext(caller, request_id, deadline)):
                         if isinstance(request, Message):
                             validate(request)
                         yield
             except ServiceError as raised:
                 error = raised
             except TimeoutError:
-                expired = deadline is not None and time.monotonic() >= deadline
-                error = (
-                    DeadlineExceeded("not done in time; whether it took effect is unknown") if expired else None
-                )
-                if error is None:
-                    log.exception("unhandled timeout", extra={"data": {"method": method}})
-                    error = Internal(INTERNAL_TEXT)
+                error = self._out_of_time(method, deadline, endless=endless)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:
@@ -132,6 +169,14 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 # These replace the trailing metadata set above.
                 trailing = (*status.trailing_metadata, (REQUEST_ID, request_id))
                 await rpc.abort(status.code, status.details, trailing)
+
+    def _out_of_time(self, method: str, deadline: float | None, *, endless: bool) -> ServiceError:
+        if deadline is not None and time.monotonic() >= deadline:
+            return DeadlineExceeded("not done in time; whether it took effect is unknown")
+        if endless and self._stopping:
+            return Unavailable("this server stops; watch again", retry_after=1)
+        log.exception("unhandled timeout", extra={"data": {"method": method}})
+        return Internal(INTERNAL_TEXT)
 
     async def _authenticate(self, method: str, metadata: Any) -> context.Principal:
         tokens = [value for key, value in metadata if key == "authorization"]

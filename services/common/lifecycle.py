@@ -19,10 +19,15 @@ from typing import Any, Protocol, TypeVar
 
 from services.common import logging as log_lines
 from services.common import malloc
+from services.common.errors import ServiceError
 from services.common.settings import CommonSettings
 
 S = TypeVar("S", bound=CommonSettings)
 log = logging.getLogger(__name__)
+
+
+class LoopEnded(Exception):
+    """A background loop ended, though nobody told it to; its exception is the cause."""
 
 
 class Server(Protocol):
@@ -49,13 +54,19 @@ class App:
 
 
 def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, name: str) -> None:
-    """Runs a process until it is told to stop. Exits with 1 and one clear line when it cannot start."""
+    """Runs a process until it is told to stop. Exits with 1 and one clear line when it cannot start or go on."""
     log_lines.configure(settings, name)
     malloc.tune()
     try:
         asyncio.run(_main(build, settings, name))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ServiceError) as error:
         log.critical("%s stopped: %s", name, error)
+        sys.exit(1)
+    except LoopEnded as error:
+        log.critical("%s stopped: %s", name, error, exc_info=error.__cause__)
+        sys.exit(1)
+    except Exception:
+        log.critical("%s stopped by an unexpected error", name, exc_info=True)
         sys.exit(1)
     except asyncio.CancelledError:
         log.info("%s was told to stop while it started", name)
@@ -82,7 +93,7 @@ async def _main(build: Callable[[S], AbstractAsyncContextManager[App]], settings
             task.cancel()
         await asyncio.gather(stop, *loops, return_exceptions=True)
         for task in done - {stop}:
-            raise RuntimeError(f"{task.get_name()} ended by itself") from task.exception()
+            raise LoopEnded(f"{task.get_name()} ended by itself") from task.exception()
     log.info("%s stopped", name)
 
 

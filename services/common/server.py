@@ -48,9 +48,8 @@ class GrpcServer:
         self._listen = listen
         self._reflection = settings.reflection
         self._services: list[str] = []
-        self._server = grpc.aio.server(
-            interceptors=[ServiceInterceptor(name, verifier, scopes or {})], options=_SERVER_OPTIONS
-        )
+        self._interceptor = ServiceInterceptor(name, verifier, scopes or {})
+        self._server = grpc.aio.server(interceptors=[self._interceptor], options=_SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -82,5 +81,7 @@ class GrpcServer:
         await self._health.set(service, status.SERVING if serving else status.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
-        """Takes no new calls and ends the server when the running ones are done, or after ``grace`` seconds."""
+        """Takes no new calls, ends the streams and then the server when the other running calls are done, or
+        after ``grace`` seconds."""
+        self._interceptor.end_streams()
         await self._server.stop(grace)
