@@ -111,6 +111,14 @@ async def test_list_gives_the_records_of_one_owner(subject: Subject) -> None:
     assert [e async for e in subject.store.list(owner_prefix("carol"))] == []
 
 
+async def test_list_gives_every_record_of_a_large_bucket_once(subject: Subject) -> None:
+    created = [await subject.store.create(f"many.{n}", Note(str(n))) for n in range(600)]
+    await subject.store.delete("many.7", created[7].revision)
+    await subject.store.create("other.1", Note("other"))
+    listed = [e.value.text async for e in subject.store.list("many")]
+    assert sorted(listed, key=int) == [str(n) for n in range(600) if n != 7]
+
+
 async def test_mutate_loses_no_write_of_many_at_once(subject: Subject) -> None:
     await subject.store.create("a.1", Note(""))
     await asyncio.gather(

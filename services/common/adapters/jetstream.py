@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
@@ -16,6 +17,7 @@ from nats.js.api import ConsumerConfig, StreamConfig
 from services.common.errors import Unavailable
 
 log = logging.getLogger(__name__)
+R = TypeVar("R")
 
 # What a lost connection, a restarting server or a leader election look like. TimeoutError covers
 # nats.errors.TimeoutError, which is raised beside the builtin one.
@@ -69,16 +71,58 @@ async def connect(url: str, name: str) -> Client:
             await asyncio.sleep(0.25)
 
 
+async def call(operation: Coroutine[Any, Any, R]) -> R:
+    """Runs a call of nats-py in a task of its own, which a cancellation of ours leaves alone.
+
+    Two traps of nats-py 2.16 make that necessary. It waits with ``asyncio.wait_for``, which up to Python 3.11
+    swallows a cancellation that comes together with the answer: a worker that was told to stop would go on
+    for ever. And an answer to a call that was cancelled may break its read loop, after which the connection is
+    deaf without a word. Every call ends by itself, after its own timeout.
+    """
+    task = asyncio.ensure_future(operation)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_look_away)
+        raise
+
+
+def _look_away(task: asyncio.Future[Any]) -> None:
+    """Nobody waits for this call any more: neither for its answer nor for its error."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def round_trip(client: Client) -> None:
+    """Returns when the server has seen all that was sent to it before, a subscription for example. Raises what
+    AWAY holds.
+
+    This is what ``Client.flush`` is for, but a flush that times out or is cancelled breaks the read loop when
+    its PONG arrives later.
+    """
+
+    async def echo() -> None:
+        inbox = client.new_inbox()
+        subscription = await client.subscribe(inbox)
+        try:
+            await client.publish(inbox)
+            await subscription.next_msg(timeout=REQUEST_SECONDS)
+        finally:
+            await subscription.unsubscribe()
+
+    await call(echo())
+
+
 async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
     """Makes the stream or brings it to this configuration. Raises Unavailable."""
 
     async def make() -> None:
         try:
-            await js.add_stream(config)
+            await call(js.add_stream(config))
         except nats.js.errors.BadRequestError as error:
             if error.err_code != 10058:  # the name is taken by a stream of another configuration
                 raise
-            await js.update_stream(config)
+            await call(js.update_stream(config))
 
     await patiently(make, f"stream {config.name}")
 
@@ -87,25 +131,21 @@ async def ensure_consumer(js: JetStreamContext, stream: str, config: ConsumerCon
     """Makes the durable consumer or brings it to this configuration. Raises Unavailable."""
 
     async def make() -> None:
-        await js.add_consumer(stream, config)
+        await call(js.add_consumer(stream, config))
 
     await patiently(make, f"consumer {config.durable_name}")
 
 
-async def patiently(operation: Callable[[], object], what: str) -> None:
+async def patiently(operation: Callable[[], Awaitable[R]], what: str) -> R:
     """Runs an operation that may be repeated until it works. Raises Unavailable after PATIENCE_SECONDS."""
     deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
     while True:
         try:
-            result = operation()
-            if asyncio.iscoroutine(result):
-                await result
+            return await operation()
         except AWAY as error:
             if asyncio.get_running_loop().time() >= deadline:
                 raise away(what) from error
-            await asyncio.sleep(0.2)
-        else:
-            return
+            await asyncio.sleep(0.1)
 
 
 def away(what: str) -> Unavailable:

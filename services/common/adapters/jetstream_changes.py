@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from services.common.adapters.jetstream import AWAY, REQUEST_SECONDS, away, ensure_consumer
+from services.common.adapters.jetstream import AWAY, REQUEST_SECONDS, away, call, ensure_consumer
 from services.common.codec import Codec
 
 T = TypeVar("T")
@@ -53,8 +53,8 @@ class JetStreamChangeFeed(Generic[T]):
     async def next(self, timeout: float) -> _Delivery[T] | None:
         try:
             if self._subscription is None:
-                self._subscription = await self._js.pull_subscribe_bind(self._durable, f"KV_{self._bucket}")
-            (message,) = await self._subscription.fetch(1, timeout=timeout)
+                self._subscription = await call(self._js.pull_subscribe_bind(self._durable, f"KV_{self._bucket}"))
+            (message,) = await call(self._subscription.fetch(1, timeout=timeout))
         except TimeoutError:
             self._empty += 1
             if self._empty % _ENSURE_EVERY == 0:

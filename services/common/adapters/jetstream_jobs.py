@@ -37,6 +37,7 @@ from services.common.adapters.jetstream import (
     PATIENCE_SECONDS,
     REQUEST_SECONDS,
     away,
+    call,
     ensure_consumer,
     ensure_stream,
 )
@@ -109,8 +110,8 @@ class JetStreamJobQueue:
         deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         while True:
             try:
-                await self._js.publish(
-                    _subject(job), job.payload, stream=_STREAM, headers=dict(job.headers) or None
+                await call(
+                    self._js.publish(_subject(job), job.payload, stream=_STREAM, headers=dict(job.headers) or None)
                 )
             except nats.js.errors.APIError as error:
                 if error.err_code == _ALREADY_QUEUED:
@@ -141,8 +142,8 @@ class JetStreamJobQueue:
 
     async def drop(self, job: Job) -> None:
         try:
-            message = await self._js.get_last_msg(_STREAM, _subject(job))
-            await self._js.delete_msg(_STREAM, message.seq or 0)
+            message = await call(self._js.get_last_msg(_STREAM, _subject(job)))
+            await call(self._js.delete_msg(_STREAM, message.seq or 0))
         except nats.js.errors.NotFoundError:
             return
         except nats.js.errors.APIError as error:
@@ -158,7 +159,9 @@ class JetStreamJobQueue:
             "Twotruths-Priority": job.priority,
         }
         try:
-            await self._js.publish(f"dead.jobs.{job.kind}.{job.id}", job.payload, stream=_DEAD, headers=headers)
+            await call(
+                self._js.publish(f"dead.jobs.{job.kind}.{job.id}", job.payload, stream=_DEAD, headers=headers)
+            )
         except AWAY as error:
             raise away("job queue") from error
 
@@ -234,7 +237,7 @@ class JetStreamDelivery:
 
     async def ack(self) -> None:
         try:
-            await self._message.ack_sync(timeout=REQUEST_SECONDS)
+            await call(self._message.ack_sync(timeout=REQUEST_SECONDS))
         except (*AWAY, nats.errors.Error) as error:
             raise away("job queue") from error
 

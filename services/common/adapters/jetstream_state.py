@@ -11,11 +11,14 @@ yet it has a revision, which the next create must name.
 from __future__ import annotations
 
 import asyncio
+import builtins
+import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, Header, RetentionPolicy, StorageType, StreamConfig
@@ -25,17 +28,20 @@ from services.common.adapters.jetstream import (
     PATIENCE_SECONDS,
     REQUEST_SECONDS,
     away,
+    call,
     ensure_stream,
     is_conflict,
+    patiently,
 )
 from services.common.codec import Codec
 from services.common.state import Entry, RevisionConflict
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 _OPERATION = "Twotruths-Operation"
 _MARKER_TTL_SECONDS = 3600
+_MARKERS = {"KV-Operation", "Nats-Marker-Reason"}  # what deletes and expired TTLs leave
+_PAGE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,43 +105,56 @@ class JetStreamStateStore(Generic[T]):
         await self._write(key, b"", revision, _MARKER_TTL_SECONDS, {"KV-Operation": "DEL"})
 
     async def list(self, prefix: str = "") -> AsyncIterator[Entry[T]]:
-        # A watch delivers what is there and then None; listing keys would scan the whole bucket.
-        bucket = await self._retry_read(lambda: self._js.key_value(self._bucket))
-        watcher: Any = await self._retry_read(
-            lambda: bucket.watch(f"{prefix}.>" if prefix else ">", ignore_deletes=True)
-        )
+        # Read in pages with batched direct gets. A watch would leave a consumer behind at the server for minutes,
+        # and listing the keys scans the whole bucket for the few of one owner.
+        subjects = self._subject(f"{prefix}.>" if prefix else ">")
+        next_sequence = 1
+        while next_sequence:
+            page, next_sequence = await patiently(
+                lambda start=next_sequence: call(self._page(subjects, start)),  # type: ignore[misc]  # binds the value
+                f"bucket {self._bucket}",
+            )
+            for entry in page:
+                yield entry
+
+    async def _page(self, subjects: str, start: int) -> tuple[Sequence[Entry[T]], int]:
+        """The records from sequence ``start`` on, and where the next page begins, 0 after the last. See ADR-31
+        of the NATS architecture ("batched requests")."""
+        inbox = self._nc.new_inbox()
+        answers = await self._nc.subscribe(inbox)
+        page: builtins.list[Entry[T]] = []
         try:
+            query = {"seq": start, "next_by_subj": subjects, "batch": _PAGE}
+            await self._nc.publish(
+                f"$JS.API.DIRECT.GET.KV_{self._bucket}", json.dumps(query).encode(), reply=inbox
+            )
             while True:
-                update = await watcher.updates(timeout=PATIENCE_SECONDS)
-                if update is None:
-                    return
-                if update.value:
-                    yield Entry(update.key, self._codec.decode(update.value), update.revision)
-        except AWAY as error:
-            raise away(f"bucket {self._bucket}") from error
+                message = await answers.next_msg(timeout=REQUEST_SECONDS)
+                headers = message.headers or {}
+                if headers.get("Status") == "503":
+                    raise nats.errors.NoRespondersError
+                if "Status" in headers:  # 204: the end of the page; 404: nothing there
+                    more = int(headers.get("Nats-Num-Pending", 0)) > 0
+                    return page, start if more else 0
+                sequence = int(headers["Nats-Sequence"])
+                start = sequence + 1
+                if message.data and not _MARKERS & headers.keys():
+                    key = headers["Nats-Subject"].removeprefix(self._subject(""))
+                    page.append(Entry(key, self._codec.decode(message.data), sequence))
         finally:
-            await watcher.stop()
+            await answers.unsubscribe()
 
     async def _read(self, key: str) -> _Raw:
         try:
-            message = await self._retry_read(
-                lambda: self._js.get_last_msg(f"KV_{self._bucket}", self._subject(key), direct=False)
+            message = await patiently(
+                lambda: call(self._js.get_last_msg(f"KV_{self._bucket}", self._subject(key), direct=False)),
+                f"bucket {self._bucket}",
             )
         except nats.js.errors.NotFoundError:
             return _Raw(None, 0, "")
         headers = message.headers or {}
-        gone = not message.data or "KV-Operation" in headers or "Nats-Marker-Reason" in headers
+        gone = not message.data or _MARKERS & headers.keys()
         return _Raw(None if gone else message.data, message.seq or 0, headers.get(_OPERATION, ""))
-
-    async def _retry_read(self, read: Callable[[], Awaitable[R]]) -> R:
-        deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
-        while True:
-            try:
-                return await read()
-            except AWAY as error:
-                if asyncio.get_running_loop().time() >= deadline:
-                    raise away(f"bucket {self._bucket}") from error
-                await asyncio.sleep(0.1)
 
     async def _write(
         self, key: str, data: bytes, expected: int, ttl: float | None, extra: dict[str, str] | None = None
@@ -152,8 +171,8 @@ class JetStreamStateStore(Generic[T]):
         deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
         while True:
             try:
-                ack = await self._js.publish(
-                    self._subject(key), data, stream=f"KV_{self._bucket}", headers=dict(headers)
+                ack = await call(
+                    self._js.publish(self._subject(key), data, stream=f"KV_{self._bucket}", headers=dict(headers))
                 )
             except nats.js.errors.APIError as error:
                 if not is_conflict(error):

@@ -12,7 +12,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from services.common.adapters.jetstream import AWAY
+from services.common.adapters.jetstream import AWAY, round_trip
 from services.common.progress import Progress
 
 _BUFFER = 256
@@ -46,7 +46,7 @@ class NatsProgressBus:
         subscription = await self._nc.subscribe(f"progress.{kind}.{id_}", cb=received)
         try:
             with contextlib.suppress(nats.errors.Error, *AWAY):
-                await self._nc.flush(timeout=2)  # the server knows of the subscription from here on
+                await round_trip(self._nc)  # the server knows of the subscription from here on
             yield _drain(queue)
         finally:
             with contextlib.suppress(nats.errors.Error, *AWAY):

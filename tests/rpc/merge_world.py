@@ -1,0 +1,231 @@
+"""The merge service with a real broker, a real server and real stores; uploads and media are stand-ins that a
+test steers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.channel import open_channel
+from services.common.errors import InvalidArgument
+from services.common.identity import ServiceTokens
+from services.common.keys import KeyRing
+from services.common.lifecycle import App
+from services.merge import wiring
+from services.merge.config import MergeSettings
+from services.merge.domain import Session
+from services.merge.planner import ClipUpload, UploadStatus
+from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+from twotruths.merge.v1 import merge_pb2, merge_service_pb2, merge_service_pb2_grpc, video_service_pb2_grpc
+
+FRAMES = (90, 75, 105)
+
+
+class SteeredUploads:
+    """Uploads that are where the test puts them."""
+
+    def __init__(self, objects: DirectoryObjectStore, folder: Path) -> None:
+        self.known: dict[str, ClipUpload] = {}
+        self.discarded: list[str] = []
+        self.refuse: InvalidArgument | None = None
+        self._objects = objects
+        self._folder = folder
+
+    async def batch_initiate(self, session: Session) -> Sequence[ClipUpload]:
+        if self.refuse is not None:
+            raise self.refuse
+        for clip in session.clips:
+            fresh = ClipUpload(clip.upload_id, UploadStatus.PENDING, chunk_size=1024, total_chunks=1)
+            self.known.setdefault(clip.upload_id, fresh)
+        return [self.known[clip.upload_id] for clip in session.clips]
+
+    async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
+        return self.known.get(upload_id)
+
+    async def discard(self, owner: str, upload_id: str) -> None:
+        self.discarded.append(upload_id)
+
+    async def complete(self, upload_id: str) -> None:
+        """The upload is whole from now on."""
+        key = f"uploads/{upload_id}"
+        file = self._folder / upload_id
+        file.write_bytes(upload_id.encode())
+        await self._objects.put_file(key, file)
+        self.known[upload_id] = replace(
+            self.known[upload_id],
+            status=UploadStatus.COMPLETED,
+            progress=1.0,
+            object_key=key,
+            completed_at=datetime.now(UTC),
+        )
+
+
+@dataclass
+class SteeredMedia:
+    """Media work that is quick, unless ``before`` (called with the kind of work) waits or raises."""
+
+    before: Callable[[str], object] = lambda _: None
+    running: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def _work(self, kind: str) -> None:
+        self.running.append(kind)
+        self.changed.set()
+        try:
+            result = self.before(kind)
+            if asyncio.iscoroutine(result):
+                await result
+        except asyncio.CancelledError:
+            self.cancelled.append(kind)
+            raise
+        finally:
+            self.running.remove(kind)
+            self.changed.set()
+        self.done.append(kind)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits until the condition holds."""
+        async with asyncio.timeout(20):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def probe(self, source: Path) -> ClipInfo:
+        await self._work("probe")
+        return ClipInfo("mp4", "h264", 1280, 720, 0, 3.0, 30.0, True, "aac")
+
+    async def normalise(
+        self,
+        source: Path,
+        target: Path,
+        canvas: Canvas,
+        quality: Quality,
+        on_progress: Callable[[int, int], None],
+    ) -> NormalisedClip:
+        on_progress(10, 90)
+        await self._work("normalise")
+        target.write_bytes(b"normalised " + source.read_bytes())
+        return NormalisedClip(FRAMES[0], target.stat().st_size, hashlib.sha256(target.read_bytes()).hexdigest())
+
+    async def merge(
+        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: Callable[[int, int], None]
+    ) -> MergedFile:
+        await self._work("merge")
+        target.write_bytes(b"".join(source.read_bytes() for source in sources))
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
+
+
+class World:
+    """One merge controller with its server, and workers."""
+
+    def __init__(self, nats_url: str, keys: KeyRing, folder: Path) -> None:
+        self.keys = keys
+        self.settings = MergeSettings(
+            nats_url=nats_url,
+            data_dir=folder / "data",
+            merge_listen="127.0.0.1:0",
+            job_ack_wait_seconds=1,
+            sweep_seconds=0.3,
+            **keys.settings(),
+        )
+        self.objects = DirectoryObjectStore(self.settings.data_dir)
+        incoming = folder / "incoming"
+        incoming.mkdir()
+        self.uploads = SteeredUploads(self.objects, incoming)
+        self.stack = AsyncExitStack()
+        self.channel: grpc.aio.Channel
+        self._feed_uploads = asyncio.Event()
+
+    async def start(self) -> None:
+        """Starts the controller and its server."""
+        app = await self.stack.enter_async_context(wiring.build_controller(self.settings, uploads=self.uploads))
+        await app.server.start()
+        await app.server.set_serving(True)
+        self.stack.push_async_callback(app.server.stop, 0)
+        await self._run(app)
+        self.channel = open_channel(f"127.0.0.1:{app.server.port}")
+        self.stack.push_async_callback(self.channel.close)
+        self.merges = merge_service_pb2_grpc.MergeServiceStub(self.channel)
+        self.videos = video_service_pb2_grpc.VideoServiceStub(self.channel)
+
+    async def worker(self, media: SteeredMedia) -> App:
+        """Starts a worker."""
+        app = await self.stack.enter_async_context(wiring.build_worker(self.settings, media=media))
+        await self._run(app)
+        return app
+
+    async def _run(self, app: App) -> None:
+        tasks = [asyncio.create_task(loop()) for loop in app.background]
+
+        async def end() -> None:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.stack.push_async_callback(end)
+
+    def as_player(self, user: str) -> tuple[tuple[str, str], ...]:
+        """Metadata of a player's calls."""
+        return (("authorization", f"Bearer {self.keys.player_token(user)}"),)
+
+    def as_service(self) -> tuple[tuple[str, str], ...]:
+        """Metadata of a service's calls."""
+        token = ServiceTokens.from_settings(self.settings, "challenge").token("merge")
+        return (("authorization", f"Bearer {token}"),)
+
+    async def initiate(self, user: str = "alice", /, **changes: object) -> merge_service_pb2.InitiateMergeResponse:
+        """A session of three clips."""
+        return await self.merges.InitiateMerge(three_clips(**changes), metadata=self.as_player(user))
+
+    async def status(self, session_id: str, user: str = "alice") -> merge_pb2.MergeSession:
+        """The session now."""
+        request = merge_service_pb2.GetMergeRequest(merge_session_id=session_id)
+        return (await self.merges.GetMerge(request, metadata=self.as_player(user))).merge_session
+
+    async def upload_all(self, initiated: merge_service_pb2.InitiateMergeResponse) -> None:
+        """All clips are whole from now on."""
+        for upload in initiated.upload_sessions:
+            await self.uploads.complete(upload.session_id)
+
+    async def until(self, session_id: str, status: int) -> merge_pb2.MergeSession:
+        """Watches until the session has this status."""
+        request = merge_service_pb2.WatchMergeRequest(merge_session_id=session_id)
+        async with asyncio.timeout(30):
+            watch = self.merges.WatchMerge(request, metadata=self.as_player("alice"))
+            async for response in watch:
+                if response.merge_session.overall_status == status:
+                    watch.cancel()
+                    return response.merge_session
+        raise AssertionError("the watch ended before")
+
+
+def three_clips(**changes: object) -> merge_service_pb2.InitiateMergeRequest:
+    """The request for a session of three clips, changed."""
+    fields: dict[str, object] = {
+        "video_count": 3,
+        "video_filenames": ["a.mp4", "b.mp4", "c.webm"],
+        "video_file_sizes": [100, 200, 300],
+        "video_durations": [3.0, 2500, 3.5],  # the second in milliseconds, as phones do
+        "video_mime_types": ["video/mp4", "video/mp4", "video/webm"],
+    }
+    return merge_service_pb2.InitiateMergeRequest(**(fields | changes))  # type: ignore[arg-type]  # by name
+
+
+@asynccontextmanager
+async def running(nats_url: str, keys: KeyRing, folder: Path) -> AsyncIterator[World]:
+    """A world that is stopped at the end."""
+    world = World(nats_url, keys, folder)
+    async with world.stack:
+        await world.start()
+        yield world

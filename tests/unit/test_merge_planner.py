@@ -1,0 +1,265 @@
+"""The planner and the rules of claims: pure, so every order of events can be tried."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.merge.domain import (
+    WHOLE_SESSION,
+    Clip,
+    JobKind,
+    Outcome,
+    Priority,
+    Reason,
+    Session,
+    SessionState,
+    StaleClaim,
+    UnitRef,
+    UnitState,
+    cancel,
+    claim,
+    complete,
+    finish,
+    give_up,
+    holds_claim,
+    retry,
+)
+from services.merge.planner import MAX_ATTEMPTS, ClipUpload, UploadStatus, plan, seconds_until_retry
+from services.merge.status import ClipStatus, OverallStatus, view
+from services.merge.timeline import Canvas, ClipInfo
+from twotruths.merge.v1 import merge_pb2
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+PORTRAIT = ClipInfo("mov", "h264", 720, 1280, 90, 3.0, 30.0, True, "aac")
+LANDSCAPE = ClipInfo("mp4", "h264", 1920, 1080, 0, 3.0, 25.0, True, "aac")
+
+
+def new_session(clips: int = 3) -> Session:
+    return Session(
+        id="5e551011-0000-4000-8000-000000000000",
+        owner="alice",
+        title="",
+        request_fingerprint="",
+        clips=tuple(Clip(i, f"upload{i}", f"{i}.mp4", 100, 3.0, "video/mp4") for i in range(clips)),
+        created_at=NOW,
+        updated_at=NOW,
+        deadline=NOW + timedelta(hours=1),
+        uploads_ready=True,
+    )
+
+
+def uploaded(*indices: int, **others: UploadStatus) -> dict[str, ClipUpload]:
+    done = {
+        f"upload{i}": ClipUpload(f"upload{i}", UploadStatus.COMPLETED, 1.0, f"uploads/{i}", NOW) for i in indices
+    }
+    return done | {id_: ClipUpload(id_, status) for id_, status in others.items()}
+
+
+def units(session: Session) -> dict[str, UnitState]:
+    return {unit.name: unit.state for unit in session.units}
+
+
+def do(session: Session, kind: JobKind, clip: int, outcome: Outcome, token: str = "token") -> Session:
+    unit = session.unit(kind, clip)
+    assert unit is not None, f"no {kind} of clip {clip} is planned: {units(session)}"
+    return finish(claim(session, unit.ref, token, 1, NOW), unit.ref, token, outcome, NOW)
+
+
+def normalised(frames: int) -> Outcome:
+    return Outcome(object_key=f"merges/{frames}", size=1, sha256="0", frames=(frames,))
+
+
+def test_every_reason_is_in_the_contract() -> None:
+    named = {name.removeprefix("MERGE_ERROR_REASON_") for name in merge_pb2.MergeErrorReason.DESCRIPTOR.values_by_name}
+    assert set(Reason) <= named
+
+
+def test_the_work_starts_with_the_first_upload() -> None:
+    session = plan(new_session(), uploaded(1), NOW)
+    assert units(session) == {"probe1": UnitState.QUEUED}
+    session = plan(do(session, JobKind.PROBE, 1, Outcome(clip=PORTRAIT)), {}, NOW)
+    assert units(session) == {"probe1": UnitState.DONE, "normalise1": UnitState.QUEUED}
+
+
+def test_planning_again_changes_nothing() -> None:
+    session = plan(new_session(), uploaded(0, 2), NOW)
+    assert plan(session, uploaded(0, 2), NOW + timedelta(minutes=1)) is session
+    assert plan(session, {}, NOW) is session
+
+
+def test_the_first_clip_probed_sets_the_canvas_for_ever() -> None:
+    session = plan(new_session(), uploaded(0, 1, 2), NOW)
+    session = do(session, JobKind.PROBE, 2, Outcome(clip=PORTRAIT))
+    assert session.canvas == Canvas(720, 1280)
+    assert do(session, JobKind.PROBE, 0, Outcome(clip=LANDSCAPE)).canvas == Canvas(720, 1280)
+
+
+def test_a_canvas_that_was_asked_for_stays() -> None:
+    session = plan(replace(new_session(), canvas=Canvas(320, 180)), uploaded(0), NOW)
+    assert do(session, JobKind.PROBE, 0, Outcome(clip=PORTRAIT)).canvas == Canvas(320, 180)
+
+
+@given(st.permutations(range(3)), st.permutations(range(3)), st.permutations(range(3)))
+def test_in_whatever_order_clips_come_the_merge_comes_last_and_once(
+    uploads: list[int], probes: list[int], normalisations: list[int]
+) -> None:
+    session = new_session()
+    for n in range(3):
+        assert session.unit(JobKind.MERGE) is None
+        session = plan(session, uploaded(*uploads[: n + 1]), NOW)
+    for clip in probes:
+        session = plan(do(session, JobKind.PROBE, clip, Outcome(clip=PORTRAIT)), {}, NOW)
+    for clip in normalisations:
+        assert session.unit(JobKind.MERGE) is None
+        session = plan(do(session, JobKind.NORMALISE, clip, normalised(90 + clip)), {}, NOW)
+    assert units(session)["merge"] is UnitState.QUEUED
+    assert len(session.units) == 7
+    session = do(session, JobKind.MERGE, WHOLE_SESSION, Outcome(object_key="videos/x", frames=(90, 91, 92)))
+    assert plan(session, {}, NOW) is session
+    assert complete(session, "video", NOW).state is SessionState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type"),
+    [
+        (UploadStatus.CANCELLED, "clip_cancelled"),
+        (UploadStatus.EXPIRED, "clip_expired"),
+        (UploadStatus.FAILED, "clip_rejected"),
+    ],
+)
+def test_a_clip_that_can_no_longer_come_fails_the_session(status: UploadStatus, error_type: str) -> None:
+    session = plan(new_session(), uploaded(0, upload1=status), NOW)
+    assert session.state is SessionState.FAILED
+    assert session.failure is not None
+    assert (session.failure.error_type, session.failure.clip_index) == (error_type, 1)
+    assert not session.failure.retry_available
+
+
+def test_bad_input_fails_at_once_and_cannot_be_retried() -> None:
+    session = plan(new_session(), uploaded(0), NOW)
+    ref = UnitRef(JobKind.PROBE, 0, 0, 1)
+    session = claim(session, ref, "t", 1, NOW)
+    session = give_up(session, ref, "t", "no_video_stream", "no picture", retryable=False, now=NOW)
+    session = plan(session, {}, NOW)
+    assert session.state is SessionState.FAILED
+    assert session.failure is not None
+    assert session.failure.error_type == "no_video_stream"
+    assert not session.failure.retry_available
+
+
+def test_a_transient_failure_is_tried_again_after_a_growing_pause_then_fails_retryably() -> None:
+    session = plan(new_session(), uploaded(0), NOW)
+    now, pauses = NOW, []
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        ref = UnitRef(JobKind.PROBE, 0, 0, attempt)
+        session = claim(session, ref, "t", 1, now)
+        session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=now)
+        if attempt < MAX_ATTEMPTS:
+            assert plan(session, {}, now) is session, "not before the pause is over"
+            pause = seconds_until_retry(session, now)
+            assert pause is not None
+            pauses.append(pause)
+            now += timedelta(seconds=pause)
+            session = plan(session, {}, now)
+            unit = session.unit(JobKind.PROBE, 0)
+            assert unit is not None
+            assert (unit.attempt, unit.state, unit.priority) == (attempt + 1, UnitState.QUEUED, Priority.HIGH)
+    assert pauses == sorted(pauses)
+    session = plan(session, {}, now)
+    assert session.state is SessionState.FAILED
+    assert session.failure is not None
+    assert session.failure.retry_available
+    again = retry(session, NOW + timedelta(hours=2), now)
+    unit = again.unit(JobKind.PROBE, 0)
+    assert unit is not None
+    assert (again.state, unit.state, unit.attempt) == (SessionState.ACTIVE, UnitState.QUEUED, MAX_ATTEMPTS + 1)
+
+
+def test_every_state_has_a_deadline() -> None:
+    late = NOW + timedelta(hours=1)
+    waiting = plan(new_session(), uploaded(0, 1), late)
+    assert waiting.failure is not None
+    assert waiting.failure.error_type == "upload_timeout"
+    working = plan(new_session(), uploaded(0, 1, 2), late)
+    assert working.failure is not None
+    assert (working.failure.error_type, working.failure.retry_available) == ("processing_timeout", True)
+
+
+def test_a_result_counts_only_with_the_current_claim() -> None:
+    session = plan(new_session(), uploaded(0), NOW)
+    ref = UnitRef(JobKind.PROBE, 0, 0, 1)
+    session = claim(session, ref, "zombie", 1, NOW)
+    session = claim(session, ref, "current", 2, NOW)
+    assert not holds_claim(session, ref, "zombie")
+    with pytest.raises(StaleClaim):
+        finish(session, ref, "zombie", Outcome(clip=PORTRAIT), NOW)
+    with pytest.raises(StaleClaim):
+        give_up(session, ref, "zombie", "x", "x", retryable=True, now=NOW)
+    session = finish(session, ref, "current", Outcome(clip=PORTRAIT), NOW)
+    with pytest.raises(StaleClaim):
+        claim(session, ref, "late", 3, NOW)
+    with pytest.raises(StaleClaim):
+        finish(session, ref, "current", Outcome(clip=LANDSCAPE), NOW)
+
+
+def test_nothing_counts_after_the_session_was_cancelled() -> None:
+    session = plan(new_session(), uploaded(0), NOW)
+    ref = UnitRef(JobKind.PROBE, 0, 0, 1)
+    session = cancel(claim(session, ref, "t", 1, NOW), NOW)
+    with pytest.raises(StaleClaim):
+        finish(session, ref, "t", Outcome(clip=PORTRAIT), NOW)
+    assert complete(session, "video", NOW) is session
+    assert plan(session, uploaded(1), NOW) is session
+
+
+def test_an_attempt_that_is_not_current_is_stale() -> None:
+    session = plan(new_session(), uploaded(0), NOW)
+    for ref in (UnitRef(JobKind.PROBE, 0, 0, 2), UnitRef(JobKind.PROBE, 0, 1, 1), UnitRef(JobKind.PROBE, 7, 0, 1)):
+        with pytest.raises(StaleClaim):
+            claim(session, ref, "t", 1, NOW)
+
+
+def test_progress_never_falls_from_the_first_byte_to_the_video() -> None:
+    seen: list[float] = []
+    fractions: dict[str, float] = {}
+
+    def look(session: Session, uploads: dict[str, ClipUpload]) -> OverallStatus:
+        shown = view(session, uploads, lambda _, unit: fractions.get(unit, 0.0))
+        assert not seen or shown.overall_percent >= seen[-1], (seen, shown)
+        seen.append(shown.overall_percent)
+        return shown.status
+
+    session = new_session()
+    assert look(session, {}) is OverallStatus.UPLOADING
+    half = {"upload0": ClipUpload("upload0", UploadStatus.IN_PROGRESS, 0.5)}
+    assert look(session, half) is OverallStatus.UPLOADING
+    session = plan(session, uploaded(0, 1, 2), NOW)
+    assert look(session, {}) is OverallStatus.QUEUED
+    for clip in range(3):
+        session = plan(do(session, JobKind.PROBE, clip, Outcome(clip=PORTRAIT)), {}, NOW)
+        assert look(session, {}) is OverallStatus.PROCESSING
+    fractions["normalise1"] = 0.7
+    look(session, {})
+    for clip in range(3):
+        session = plan(do(session, JobKind.NORMALISE, clip, normalised(90)), {}, NOW)
+        look(session, {})
+    fractions["merge"] = 0.5
+    look(session, {})
+    session = do(session, JobKind.MERGE, WHOLE_SESSION, Outcome(object_key="videos/x", frames=(90, 90, 90)))
+    look(session, {})
+    assert look(complete(session, "video", NOW), {}) is OverallStatus.COMPLETED
+    assert seen[0] == 0.0
+    assert seen[-1] == 100.0
+
+
+def test_a_refused_clip_is_named_in_the_status() -> None:
+    session = plan(new_session(), uploaded(0, upload2=UploadStatus.EXPIRED), NOW)
+    shown = view(session, uploaded(upload2=UploadStatus.EXPIRED), lambda *_: 0.0)
+    assert shown.status is OverallStatus.FAILED
+    assert [clip.status for clip in shown.clips] == [ClipStatus.QUEUED, ClipStatus.PENDING, ClipStatus.EXPIRED]
+    assert shown.clips[2].error_type == "clip_expired"
