@@ -101,16 +101,17 @@ class MergeController:
                 group.create_task(handle())
 
     async def sweep(self) -> None:
-        """Reconciles every session now and then, for ever."""
+        """Reconciles every session, at once and then now and then, for ever. At once because changes that were
+        delivered to a controller that was killed come again only after the feed's ack_wait."""
         while True:
-            await asyncio.sleep(self._housekeeping.sweep_seconds)
             try:
                 keys = [entry.key async for entry in self._sessions.list() if not entry.value.cleaned]
             except ServiceError as error:
                 log.info("no sweep: %s", error)
-                continue
+                keys = []
             for key in keys:
                 await self._reconcile_or_retry(key)
+            await asyncio.sleep(self._housekeeping.sweep_seconds)
 
     async def listen(self) -> None:
         """Keeps the progress board, for ever."""
