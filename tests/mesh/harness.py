@@ -154,9 +154,9 @@ async def upload_all(phone: Phone, clips: Sequence[Path], canvas: tuple[int, int
     return merge_session_id
 
 
-async def finished(phone: Phone, merge_session_id: str) -> Json:
-    """Follows a merge to its end; the completed session."""
-    async with asyncio.timeout(60):
+async def finished(phone: Phone, merge_session_id: str, within: float = 60.0) -> Json:
+    """Follows a merge to its end, ``within`` seconds; the completed session."""
+    async with asyncio.timeout(within):
         async for session in phone.follow_merge(merge_session_id):
             last = session
     assert last["overall_status"] == "completed", last
