@@ -46,13 +46,20 @@ async def connect(url: str, name: str) -> Client:
     async def reconnected() -> None:
         log.info("NATS connection is back")
 
-    async def failed(error: Exception) -> None:
-        log.debug("NATS: %s", error)
+    waited = False
 
-    warned = False
+    async def failed(error: Exception) -> None:
+        nonlocal waited
+        if waited:
+            log.debug("NATS: %s", error)
+        else:
+            log.warning("waiting for NATS at %s: %s", url, error)
+        waited = True
+
     while True:
         try:
-            return await nats.connect(
+            # Tries for ever by itself, save for errors that it takes for final; those a new broker may mend.
+            client = await nats.connect(
                 servers=url.split(","),
                 name=name,
                 connect_timeout=2,
@@ -64,11 +71,12 @@ async def connect(url: str, name: str) -> Client:
                 reconnected_cb=reconnected,
                 error_cb=failed,
             )
-        except (OSError, nats.errors.Error, TimeoutError) as error:
-            if not warned:
-                log.warning("waiting for NATS at %s: %s", url, error)
-                warned = True
+        except (OSError, nats.errors.Error) as error:
+            await failed(error)
             await asyncio.sleep(0.25)
+        else:
+            waited = True  # from here on, what is lost and found is logged above
+            return client
 
 
 async def call(operation: Coroutine[Any, Any, R]) -> R:

@@ -136,14 +136,17 @@ class MemoryProgressBus:
         subscriber = (kind, id_, queue)
         self._subscribers.append(subscriber)
         try:
-            yield _drain(queue)
+            yield _Hints(queue)
         finally:
             self._subscribers = [s for s in self._subscribers if s[2] is not queue]
 
 
-async def _drain(queue: asyncio.Queue[Progress]) -> AsyncIterator[Progress]:
-    while True:
-        yield await queue.get()
+class _Hints(AsyncIterator[Progress]):
+    def __init__(self, queue: asyncio.Queue[Progress]) -> None:
+        self._queue = queue
+
+    async def __anext__(self) -> Progress:
+        return await self._queue.get()
 
 
 @dataclass

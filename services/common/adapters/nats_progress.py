@@ -28,7 +28,7 @@ class NatsProgressBus:
         if not self._nc.is_connected:  # nats-py would buffer it until the connection is back
             return
         body = json.dumps({"unit": progress.unit, "done": progress.done, "total": progress.total})
-        with contextlib.suppress(nats.errors.Error, *AWAY):
+        with contextlib.suppress(nats.errors.Error, ValueError, *AWAY):
             await self._nc.publish(f"progress.{progress.kind}.{progress.id}", body.encode())
 
     @asynccontextmanager
@@ -36,7 +36,7 @@ class NatsProgressBus:
         queue: asyncio.Queue[Progress] = asyncio.Queue(_BUFFER)
 
         async def received(message: Msg) -> None:
-            with contextlib.suppress(ValueError, KeyError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 body = json.loads(message.data)
                 if queue.full():
                     queue.get_nowait()
@@ -47,12 +47,17 @@ class NatsProgressBus:
         try:
             with contextlib.suppress(nats.errors.Error, *AWAY):
                 await round_trip(self._nc)  # the server knows of the subscription from here on
-            yield _drain(queue)
+            yield _Hints(queue)
         finally:
             with contextlib.suppress(nats.errors.Error, *AWAY):
                 await subscription.unsubscribe()
 
 
-async def _drain(queue: asyncio.Queue[Progress]) -> AsyncIterator[Progress]:
-    while True:
-        yield await queue.get()
+class _Hints(AsyncIterator[Progress]):
+    """Not a generator: a reader who gives up waiting for a hint (a timeout) may wait for the next."""
+
+    def __init__(self, queue: asyncio.Queue[Progress]) -> None:
+        self._queue = queue
+
+    async def __anext__(self) -> Progress:
+        return await self._queue.get()
