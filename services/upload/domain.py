@@ -171,12 +171,13 @@ class Upload:
             self, state=UploadState.FAILED, error_type=error_type, error_message=message, updated_at=now
         )
 
-    def cancel(self, now: datetime) -> Upload:
-        """Given up by its owner; one that failed, expired or was cancelled before stays as it is. Raises
-        FailedPrecondition (UPLOAD_CLOSED) when it is completed. Not for one that is being assembled."""
-        if self.state is UploadState.COMPLETED:
+    def cancel(self, now: datetime, *, release: bool = False) -> Upload:
+        """Given up by its owner, or by a service that takes a completed clip of a merge session back
+        (``release``); one that failed, expired or was cancelled before stays as it is. Raises FailedPrecondition
+        (UPLOAD_CLOSED) when it is completed. Not for one that is being assembled."""
+        if self.state is UploadState.COMPLETED and not (release and self.purpose is UploadPurpose.MERGE_CLIP):
             raise closed(self.state)
-        if self.state is not UploadState.OPEN:
+        if self.state not in {UploadState.OPEN, UploadState.COMPLETED}:
             return self
         return replace(self, state=UploadState.CANCELLED, updated_at=now)
 

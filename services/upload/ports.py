@@ -84,5 +84,8 @@ class PartStore(Protocol):
     async def discard(self, upload: str) -> None:
         """Removes the upload's parts and stops their writers; an upload that is not known is no error."""
 
+    async def remove(self, object_key: str) -> None:
+        """Removes an assembled object; one that is not there is no error."""
+
     def list_uploads(self) -> AsyncIterator[Staged]:
         """The uploads that have bytes here, in any order."""

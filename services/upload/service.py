@@ -201,7 +201,11 @@ class UploadService:
         return await self._records.change(upload, lambda u: u.begin_assembly(manifest, claimed, self._clock()))
 
     async def cancel(self, session_id: str, owner: str = "") -> UploadView:
-        """Gives the upload up and removes its bytes; one that is being assembled is first let through."""
+        """Gives the upload up and removes its bytes; one that is being assembled is first let through.
+
+        A service may so remove a completed clip of a merge session, which the session holds.
+        """
+        release = context.principal().is_service
         upload = await self._records.owned(session_id, owner)
         for _ in range(_ATTEMPTS):
             if upload.state is UploadState.ASSEMBLING:
@@ -209,9 +213,11 @@ class UploadService:
                     await self._assembly.finish(record_key(upload))
                 upload = await self._records.owned(session_id, owner)
                 continue
-            upload = await self._records.change(upload, lambda u: u.cancel(self._clock()))
+            upload = await self._records.change(upload, lambda u: u.cancel(self._clock(), release=release))
             if upload.state is not UploadState.ASSEMBLING:
                 await self._parts.discard(record_key(upload))
+                if upload.object_key:  # also when an earlier call was cut off here
+                    await self._parts.remove(upload.object_key)
                 return await self._records.view(upload)
         raise Aborted("the upload is being assembled; try again")
 

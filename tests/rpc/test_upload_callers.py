@@ -10,13 +10,23 @@ import pytest
 
 from services.common.errors import (
     AlreadyExists,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     PermissionDenied,
     Unauthenticated,
     Unimplemented,
 )
-from tests.rpc.upload_fixtures import SESSION, Mesh, clips, mesh_fixture, service_errors, small_fixture  # noqa: F401  pytest finds fixtures by name
+from tests.rpc.upload_fixtures import (  # noqa: F401  pytest finds fixtures by name
+    FILE,
+    SESSION,
+    Mesh,
+    chunk,
+    clips,
+    mesh_fixture,
+    service_errors,
+    small_fixture,
+)
 from twotruths.upload.v1 import upload_pb2
 from twotruths.upload.v1 import upload_service_pb2 as pb
 
@@ -119,3 +129,20 @@ async def test_a_batch_is_made_by_services_alone_and_all_or_none(mesh: Mesh) -> 
     with pytest.raises(NotFound):
         await mesh.alice.get(fresh[0].session_id)
     assert (await mesh.alice.get(wanted[1].session_id)).purpose == upload_pb2.UPLOAD_PURPOSE_MERGE_CLIP
+
+
+async def test_only_a_service_takes_a_completed_clip_back(mesh: Mesh) -> None:
+    (made, *_) = await mesh.merge.batch(clips())
+    clip = made.session_id
+    await mesh.alice.send(*chunk(clip, 0, FILE[: made.file_size]))
+    assert (await mesh.alice.complete(clip)).status == upload_pb2.UPLOAD_STATUS_COMPLETED
+    assert mesh.object(clip) == FILE[: made.file_size]
+    with pytest.raises(FailedPrecondition):
+        await mesh.alice.cancel(clip)
+    for _ in range(2):
+        assert (await mesh.merge.cancel(clip, owner="alice")).status == upload_pb2.UPLOAD_STATUS_CANCELLED
+    assert mesh.object(clip) is None
+    generic = await mesh.alice.uploaded()
+    await mesh.alice.complete(generic)
+    with pytest.raises(FailedPrecondition):
+        await mesh.merge.cancel(generic, owner="alice")

@@ -40,8 +40,11 @@ _WRONG_LAST_SEQUENCE = (10071, 10164)
 async def connect(url: str, name: str) -> Client:
     """Connects and stays connected: waits for a server that is not there yet, and comes back for ever."""
 
+    client = Client()
+
     async def disconnected() -> None:
-        log.warning("NATS connection lost")
+        if not client.is_closed:  # it is told of a close of our own, too
+            log.warning("NATS connection lost")
 
     async def reconnected() -> None:
         log.info("NATS connection is back")
@@ -71,6 +74,7 @@ async def connect(url: str, name: str) -> Client:
                 reconnected_cb=reconnected,
                 error_cb=failed,
             )
+            return client
         except (OSError, nats.errors.Error) as error:
             await failed(error)
             await asyncio.sleep(0.25)

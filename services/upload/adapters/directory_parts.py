@@ -170,6 +170,9 @@ class DirectoryPartStore:
         await self._turns.clear(upload, upload_folder.discarded())
         await self._run(upload_folder.remove, self._root / upload)
 
+    async def remove(self, object_key: str) -> None:
+        await self._objects.delete(object_key)
+
     async def list_uploads(self) -> AsyncIterator[Staged]:
         for staged in await self._run(upload_folder.staged, self._root):
             yield staged

@@ -81,6 +81,9 @@ class MemoryPartStore:
         self._parts.pop(upload, None)
         self._changed.pop(upload, None)
 
+    async def remove(self, object_key: str) -> None:
+        await self._objects.delete(object_key)
+
     async def list_uploads(self) -> AsyncIterator[Staged]:
         for upload, changed in list(self._changed.items()):
             yield Staged(upload, changed)
