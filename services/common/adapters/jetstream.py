@@ -39,7 +39,6 @@ _WRONG_LAST_SEQUENCE = (10071, 10164)
 
 async def connect(url: str, name: str) -> Client:
     """Connects and stays connected: waits for a server that is not there yet, and comes back for ever."""
-
     client = Client()
 
     async def disconnected() -> None:
@@ -62,7 +61,7 @@ async def connect(url: str, name: str) -> Client:
     while True:
         try:
             # Tries for ever by itself, save for errors that it takes for final; those a new broker may mend.
-            client = await nats.connect(
+            await client.connect(
                 servers=url.split(","),
                 name=name,
                 connect_timeout=2,
@@ -74,7 +73,6 @@ async def connect(url: str, name: str) -> Client:
                 reconnected_cb=reconnected,
                 error_cb=failed,
             )
-            return client
         except (OSError, nats.errors.Error) as error:
             await failed(error)
             await asyncio.sleep(0.25)
