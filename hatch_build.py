@@ -11,10 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ModuleNotFoundError:  # run by hand, without the build back end
-    BuildHookInterface = object  # type: ignore[assignment,misc]  # only its name is needed then
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def generate(root: Path) -> Path:
@@ -57,7 +54,7 @@ def _beside_python(program: str) -> str:
     return found
 
 
-class ProtoBuildHook(BuildHookInterface):
+class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # any builder's configuration
     """Runs :func:`generate` before hatchling collects files."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -66,7 +66,7 @@ async def connect(url: str, name: str) -> Client:
                 name=name,
                 connect_timeout=2,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,
+                reconnect_time_wait=0.25,  # type: ignore[arg-type]  # seconds; a fraction works
                 ping_interval=5,
                 max_outstanding_pings=2,
                 disconnected_cb=disconnected,
