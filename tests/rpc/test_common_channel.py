@@ -27,10 +27,8 @@ class Seen:
         self.callers: list[str] = []
 
     async def get(self, request: Any, rpc: Any) -> pb.GetMergeResponse:
-        call = context.current()
-        assert call is not None
         self.remaining.append(rpc.time_remaining())
-        self.request_ids.append(call.request_id)
+        self.request_ids += [value for key, value in rpc.invocation_metadata() if key == "x-request-id"]
         self.callers.append(context.principal().subject)
         return pb.GetMergeResponse()
 

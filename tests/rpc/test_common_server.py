@@ -28,6 +28,7 @@ from services.common.errors import (
     Unauthenticated,
     Unimplemented,
 )
+from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.common.status import INTERNAL_TEXT, remote_errors
 from tests.rpc.common_fixtures import GET, INITIATE, SERVICE, WATCH, calling, desk, make_server, served
@@ -120,6 +121,8 @@ async def test_a_scope_that_a_method_asks_of_players_is_needed(keys: KeyRing) ->
     scopes = {f"/{SERVICE}/GetMerge": "media:read"}
     async with desk(keys, scopes=scopes, GetMerge=whoami) as caller:
         assert await caller.call()
+        service = ServiceTokens(keys.directory / "services.pem", "challenge")
+        assert await caller.call(metadata=[caller.bearer(service.token("merge"))])  # services have none
         without = caller.bearer(keys.player_token("alice", scopes=["media:upload"]))
         refused = await caller.refusal(metadata=[without])
         assert isinstance(refused, PermissionDenied)
@@ -130,7 +133,7 @@ async def test_a_scope_that_a_method_asks_of_players_is_needed(keys: KeyRing) ->
 async def test_no_token_two_tokens_or_another_scheme_is_no_caller(keys: KeyRing) -> None:
     async with desk(keys, GetMerge=whoami) as caller:
         good = caller.bearer()[1].removeprefix("Bearer ")
-        for values in ([], [f"Bearer {good}"] * 2, [good], [f"Basic {good}"], [""], ["Bearer"], ["Bearer x.y.z"]):
+        for values in ([], [f"Bearer {good}"] * 2, [good], [f"Digest {good}"], [""], ["Bearer"], ["Bearer x.y.z"]):
             refused = await caller.refusal(metadata=[("authorization", value) for value in values])
             assert isinstance(refused, Unauthenticated), values
         assert await caller.call(metadata=[("authorization", f"bearer {good}")])
