@@ -20,8 +20,8 @@ SERVICES = {
 }
 HEAD = """# Configuration
 
-Every setting is an environment variable. `mesh up` sets addresses, keys and the data directory itself and passes the
-others on. After a change of a setting: `python -m tests.unit.test_docs`.
+Every setting is an environment variable. `mesh up` sets addresses, keys and the data directory itself and passes
+the others on. Made by `.venv/bin/python -m tests.unit.test_docs`.
 """
 
 
