@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
@@ -61,6 +61,7 @@ class ChunkRoutes:
             if request.content_type == bodies.MULTIPART:
                 await _send_form(request, source, stream)
             else:
+                stream.names = {"data": "", "sha256": digests.header_of(request)}
                 await stream.begin(digests.from_headers(request))
                 await stream.data(source)
                 await stream.end("")
@@ -71,13 +72,14 @@ class ChunkRoutes:
 
 
 class _ChunkStream:
-    """One chunk on its way: header, data, end."""
+    """One chunk on its way: header, data, end. ``names``: what its fields are called in this request."""
 
     def __init__(self, call: Any, session_id: str, number: int) -> None:
         self._call = call
         self._outcome = Outcome(call)
         self._session_id = session_id
         self._number = number
+        self.names: Mapping[str, str] = {}
 
     async def begin(self, sha256: str) -> None:
         header = ChunkHeader(session_id=self._session_id, chunk_number=self._number, sha256=sha256)
@@ -103,7 +105,7 @@ class _ChunkStream:
                 await self._call.done_writing()
             response: UploadChunksResponse = await self._call
         except grpc.aio.AioRpcError as error:
-            raise problems.from_error(await self._outcome.error(error)) from error
+            raise problems.from_error(await self._outcome.error(error), names=self.names) from error
         return response
 
     async def _write(self, message: UploadChunksRequest) -> None:
@@ -113,14 +115,16 @@ class _ChunkStream:
             await self.answer()
             raise Problem(409, "CHUNK_NOT_TAKEN", "the upload took no more of the chunk") from None
         except grpc.aio.AioRpcError as error:
-            raise problems.from_error(await self._outcome.error(error)) from error
+            raise problems.from_error(await self._outcome.error(error), names=self.names) from error
 
 
 async def _send_form(request: web.Request, source: AsyncIterator[bytes], stream: _ChunkStream) -> None:
     """The file of a form, with its digest in ``chunk_hash`` before or after it, or in X-Chunk-SHA256."""
     digest, sent = "", False
+    stream.names = {"data": "file", "sha256": "chunk_hash"}
     if "X-Chunk-SHA256" in request.headers:
         digest = digests.from_hex(request.headers["X-Chunk-SHA256"], "/X-Chunk-SHA256")
+        stream.names = {"data": "file", "sha256": "X-Chunk-SHA256"}
     try:
         reader = MultipartReader(source, boundary_of(request.headers["Content-Type"]))
         while (part := await reader.next_part()) is not None:

@@ -36,6 +36,11 @@ def from_headers(request: web.Request) -> str:
     return found.pop() if found else ""
 
 
+def header_of(request: web.Request) -> str:
+    """The header that :func:`from_headers` takes the digest from."""
+    return "X-Chunk-SHA256" if "X-Chunk-SHA256" in request.headers else "Content-Digest"
+
+
 def _content_digest(text: str) -> str:
     wrong = invalid([FieldError("/Content-Digest", "must be sha-256=:…: in base64, see RFC 9530")])
     at, found = 0, ""

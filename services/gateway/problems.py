@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from types import MappingProxyType
 
 from aiohttp import web
 
@@ -101,13 +102,18 @@ def title(status: int) -> str:
 
 def invalid(errors: Sequence[FieldError], *, reason: str = "INVALID_ARGUMENT") -> Problem:
     """400 that names every wrong field."""
-    first = errors[0]
-    name = first.pointer.lstrip("/") or "the body"
-    return Problem(400, reason, f"{name}: {first.detail}", errors)
+    return Problem(400, reason, _naming(errors[0]), errors)
 
 
-def from_error(error: ServiceError, *, body_field: str = "") -> Problem:
-    """The problem that a service's error is. ``body_field``: the field that the HTTP body was, of the request."""
+def _naming(error: FieldError) -> str:
+    return f"{error.pointer.lstrip('/') or 'the body'}: {error.detail}"
+
+
+def from_error(
+    error: ServiceError, *, body_field: str = "", names: Mapping[str, str] = MappingProxyType({})
+) -> Problem:
+    """The problem that a service's error is. ``body_field``: the field that the HTTP body was, of the request;
+    ``names``: fields of the service → what the caller knows them as ("" is the body)."""
     status = STATUS_BY_REASON.get(error.reason) or STATUS_BY_CODE.get(error.code, 500)
     headers: dict[str, str] = {}
     retry_after = error.retry_after
@@ -117,8 +123,12 @@ def from_error(error: ServiceError, *, body_field: str = "") -> Problem:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="twotruths", error="invalid_token"'
-    errors = [FieldError(pointer(v.field, body_field), v.description) for v in error.violations]
+    errors = [
+        FieldError(pointer(names.get(v.field, v.field), body_field), v.description) for v in error.violations
+    ]
     detail = _FIXED_TEXT.get(error.code, error.message)
+    if error.violations and error.violations[0].field in names:
+        detail = _naming(errors[0])
     return Problem(status, error.reason or error.code, detail, errors, headers)
 
 

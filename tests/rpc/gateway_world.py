@@ -129,13 +129,11 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
             raise InvalidArgument("no end", reason="STREAM_MALFORMED")
         digest = hashlib.sha256(data).hexdigest()
         if promised not in {"", digest}:
-            raise InvalidArgument.field(
-                "chunk_hash", "is not the SHA-256 received", reason="CHUNK_DIGEST_MISMATCH"
-            )
+            raise InvalidArgument.field("sha256", "is not the SHA-256 received", reason="CHUNK_DIGEST_MISMATCH")
         number = first.chunk_number
         expected = min(upload.chunk_size, upload.file_size - number * upload.chunk_size)
         if len(data) != expected:
-            raise InvalidArgument.field("file", f"must have {expected} bytes", reason="CHUNK_SIZE_MISMATCH")
+            raise InvalidArgument.field("data", f"must have {expected} bytes", reason="CHUNK_SIZE_MISMATCH")
         stored = self.chunks[upload.session_id]
         status = U.CHUNK_STATUS_ALREADY_EXISTS if number in stored else U.CHUNK_STATUS_UPLOADED
         if stored.setdefault(number, data) != data:

@@ -192,10 +192,18 @@ CHUNKS: list[tuple[str, bytes, dict[str, str], int, str, list[str]]] = [
     ("/chunk/99999999999", b"abcd", RAW, 400, "INVALID_ARGUMENT", ["/chunk_number"]),
     ("/chunk", b"abcd", RAW, 400, "INVALID_ARGUMENT", ["/chunk_number"]),
     ("/chunk?chunk_number=0&chunk_number=1", b"abcd", RAW, 400, "INVALID_ARGUMENT", ["/chunk_number"]),
-    ("/chunk/0", b"abc", RAW, 400, "CHUNK_SIZE_MISMATCH", ["/file"]),
-    ("/chunk/0", b"", RAW, 400, "CHUNK_SIZE_MISMATCH", ["/file"]),
+    ("/chunk/0", b"abc", RAW, 400, "CHUNK_SIZE_MISMATCH", [""]),
+    ("/chunk/0", b"", RAW, 400, "CHUNK_SIZE_MISMATCH", [""]),
     ("/chunk/0", b"x" * 70000, RAW, 413, "BODY_TOO_LARGE", []),
-    ("/chunk/0", b"abcd", RAW | {"X-Chunk-SHA256": OTHER}, 400, "CHUNK_DIGEST_MISMATCH", ["/chunk_hash"]),
+    ("/chunk/0", b"abcd", RAW | {"X-Chunk-SHA256": OTHER}, 400, "CHUNK_DIGEST_MISMATCH", ["/X-Chunk-SHA256"]),
+    (
+        "/chunk/0",
+        b"abcd",
+        RAW | {"Content-Digest": f"sha-256=:{base64.b64encode(bytes.fromhex(OTHER)).decode()}:"},
+        400,
+        "CHUNK_DIGEST_MISMATCH",
+        ["/Content-Digest"],
+    ),
     ("/chunk/0", b"abcd", RAW | {"X-Chunk-SHA256": "zz"}, 400, "INVALID_ARGUMENT", ["/X-Chunk-SHA256"]),
     ("/chunk/0", b"abcd", RAW | {"Content-Digest": "sha-256=abc"}, 400, "INVALID_ARGUMENT", ["/Content-Digest"]),
     (
@@ -241,10 +249,13 @@ async def test_chunk_forms_that_do_not_add_up_are_refused(world: World) -> None:
             "/chunk_hash",
         ),
         (form(("file", b"abcd", "c"), ("chunk_hash", OTHER.encode(), "")), "/chunk_hash"),
+        (form(("chunk_hash", OTHER.encode(), ""), ("file", b"abcd", "c")), "/chunk_hash"),
+        (form(("file", b"abc", "c")), "/file"),
     ]
     for data, wrong in cases:
         document, _ = await problem(world.call("POST", url, data=data), 400)
         assert pointers(document) == [wrong]
+        assert document["detail"].startswith(f"{wrong[1:]}: ")
     assert world.uploads.chunks[upload.session_id] == {}
     async with world.call("POST", url, data=form(("file", b"abcd", "c"), ("app", b"1", ""))) as response:
         assert response.status == 200
