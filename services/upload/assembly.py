@@ -7,9 +7,11 @@ manifest in the record says what the file is made of, the part store knows wheth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from services.common.clock import Clock
 from services.common.errors import DataLoss, ServiceError
@@ -23,7 +25,7 @@ from services.upload.domain import (
     Upload,
     UploadState,
 )
-from services.upload.ports import Hints, PartStore, UploadStore
+from services.upload.ports import Hints, PartStore, Staged, UploadStore
 
 log = logging.getLogger(__name__)
 
@@ -118,21 +120,35 @@ class Assembly:
         now = self._clock()
         due = [entry async for entry in self._uploads.list() if entry.value.due(now)]
         for entry in due:
-            await self._tend(entry.key, entry.value)
+            with _left_for_later(entry.value.id):
+                await self._tend(entry.key, entry.value)
         async for staged in self._parts.list_uploads():
-            found = await self._uploads.get(staged.upload)
-            if found is None:
-                if now - staged.changed_at > timedelta(seconds=self._retention.orphans):
-                    await self._parts.discard(staged.upload)
-            elif found.value.ended(now):
-                await self._parts.discard(staged.upload)
+            with _left_for_later(staged.upload):
+                await self._tidy(staged, now)
 
     async def _tend(self, key: str, upload: Upload) -> None:
-        try:
-            if upload.state is UploadState.ASSEMBLING:
-                await self.finish(key)
-            else:
-                await mutate(self._uploads, key, lambda u: u.expire(self._clock()), ttl=self.ttl)
-                await self._hints.publish(Progress("upload", upload.id))
-        except ServiceError as error:
-            log.warning("upload left for the next sweep: %s", error, extra={"data": {"upload": upload.id}})
+        if upload.state is UploadState.ASSEMBLING:
+            await self.finish(key)
+        else:
+            await mutate(self._uploads, key, lambda u: u.expire(self._clock()), ttl=self.ttl)
+            await self._hints.publish(Progress("upload", upload.id))
+
+    async def _tidy(self, staged: Staged, now: datetime) -> None:
+        found = await self._uploads.get(staged.upload)
+        if found is None:
+            forgotten = now - staged.changed_at > timedelta(seconds=self._retention.orphans)
+        else:
+            forgotten = found.value.ended(now)
+        if forgotten:
+            await self._parts.discard(staged.upload)
+
+
+@contextlib.contextmanager
+def _left_for_later(upload: str) -> Iterator[None]:
+    """One upload that cannot be helped, whatever its trouble, must not keep the sweep from the others."""
+    try:
+        yield
+    except ServiceError as error:
+        log.warning("upload left for the next sweep: %s", error, extra={"data": {"upload": upload}})
+    except Exception:
+        log.exception("upload left for the next sweep", extra={"data": {"upload": upload}})

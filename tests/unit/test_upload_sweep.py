@@ -14,6 +14,7 @@ from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.memory import MemoryProgressBus, MemoryStateStore
 from services.common.context import CallContext, Principal, serving
 from services.common.errors import AlreadyExists, NotFound
+from services.common.objects import ObjectInfo
 from services.common.state import Entry, owned_key
 from services.upload.adapters.memory_parts import MemoryPartStore
 from services.upload.assembly import Assembly, Retention
@@ -116,6 +117,34 @@ async def test_parts_without_a_record_are_kept_for_the_grace_period_alone(house:
     house.now += timedelta(hours=1, seconds=1)
     await house.assembly.sweep()
     assert [s async for s in house.parts.list_uploads()] == []
+
+
+async def test_an_upload_that_the_disk_refuses_does_not_keep_the_sweep_from_the_others(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, sound = await house.cut_off(), await house.cut_off()
+    orphan = new_upload("alice", NewFile("a", 100, "video/mp4", 100), now=house.now, expiry=timedelta(hours=1))
+    for name in ("broken.orphan", "sound.orphan"):
+        await house.put(name, orphan)
+    put_file, discard = house.objects.put_file, house.parts.discard
+
+    async def put(key: str, source: Path) -> ObjectInfo:
+        if key == f"uploads/{broken.rpartition('.')[2]}":
+            raise PermissionError(key)
+        return await put_file(key, source)
+
+    async def throw_away(upload: str) -> None:
+        if upload == "broken.orphan":
+            raise PermissionError(upload)
+        await discard(upload)
+
+    monkeypatch.setattr(house.objects, "put_file", put)
+    monkeypatch.setattr(house.parts, "discard", throw_away)
+    house.now += timedelta(hours=1, seconds=1)
+    await house.assembly.sweep()
+    assert await house.state(broken) is UploadState.ASSEMBLING
+    assert await house.state(sound) is UploadState.COMPLETED
+    assert {s.upload async for s in house.parts.list_uploads()} == {broken, "broken.orphan"}
 
 
 class Rival(MemoryStateStore[Upload]):
