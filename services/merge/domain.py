@@ -266,8 +266,11 @@ def holds_claim(session: Session, ref: UnitRef, token: str) -> bool:
 def finish(session: Session, ref: UnitRef, token: str, outcome: Outcome, now: datetime) -> Session:
     """The claimed attempt made something. The first clip probed sets the canvas, which never changes.
 
-    Raises StaleClaim when another claim counts.
+    Saying it again changes nothing: the answer to the write may have been lost and others may have written since,
+    so the same worker must not take its own result for another's. Raises StaleClaim when another claim counts.
     """
+    if _counts(session, ref, token):
+        return session
     unit = _claimed(session, ref, token)
     done = replace(unit, state=UnitState.DONE, outcome=outcome, finished_at=now, error_type="", error_message="")
     session = with_unit(replace(session, updated_at=now), done)
@@ -353,6 +356,11 @@ def _current(session: Session, ref: UnitRef) -> Unit:
     if unit is None or unit.ref != ref or unit.state in (UnitState.DONE, UnitState.FAILED):
         raise StaleClaim(ref)
     return unit
+
+
+def _counts(session: Session, ref: UnitRef, token: str) -> bool:
+    """Whether what this claim made is written down, wherever the session is by now."""
+    return any(u.ref == ref and u.claim_token == token and u.state is UnitState.DONE for u in session.units)
 
 
 def _claimed(session: Session, ref: UnitRef, token: str) -> Unit:

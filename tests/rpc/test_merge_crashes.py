@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from services.common.adapters.memory import MemoryProgressBus
 from services.common.clock import utc_now
 from services.common.jobs import Delivery, Job
 from services.common.keys import KeyRing
-from services.common.state import owned_key
+from services.common.state import Entry, RevisionConflict, owned_key
 from services.merge import wiring
 from services.merge.board import ProgressBoard
 from services.merge.controller import MergeController
@@ -144,6 +145,34 @@ async def test_a_worker_killed_after_its_result_was_written_makes_no_second_one(
     assert await parts.unit(key, JobKind.PROBE) == (UnitState.DONE, 1)
     await until_idle(parts.worker(second, "other"), parts)
     assert (first.done, second.done) == (["probe"], []), "the redelivered job is acknowledged without work"
+
+
+async def test_a_result_whose_answer_was_lost_keeps_its_file_though_others_wrote_since(parts: Parts) -> None:
+    class AnswerLost(JetStreamStateStore[Session]):
+        lost = False
+
+        async def update(
+            self, key: str, value: Session, revision: int, *, ttl: float | None = None
+        ) -> Entry[Session]:
+            entry = await super().update(key, value, revision, ttl=ttl)
+            if not self.lost and value.done(JobKind.NORMALISE, 0) is not None:
+                self.lost = True  # the write is there, its answer is not, and the next writer was quick
+                await super().update(key, replace(value, title="changed"), entry.revision)
+                raise RevisionConflict(key)
+            return entry
+
+    key = await parts.session_with_one_clip()
+    await parts.controller().reconcile(key)
+    await until_idle(parts.worker(SteeredMedia(), "prober"), parts)
+    await parts.controller().reconcile(key)
+    parts.sessions = AnswerLost(parts.queue._nc, "merges", wiring.SESSIONS)
+    await until_idle(parts.worker(SteeredMedia(), "w"), parts)
+    entry = await parts.sessions.get(key)
+    assert entry is not None
+    assert entry.value.title == "changed"
+    outcome = entry.value.done(JobKind.NORMALISE, 0)
+    assert outcome is not None
+    assert (await parts.world.objects.stat(outcome.object_key)).size == outcome.size
 
 
 async def test_a_zombies_result_does_not_count_and_its_file_is_deleted(parts: Parts) -> None:

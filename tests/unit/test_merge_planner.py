@@ -204,7 +204,15 @@ def test_a_result_counts_only_with_the_current_claim() -> None:
     with pytest.raises(StaleClaim):
         claim(session, ref, "late", 3, NOW)
     with pytest.raises(StaleClaim):
-        finish(session, ref, "current", Outcome(clip=LANDSCAPE), NOW)
+        finish(session, ref, "zombie", Outcome(clip=PORTRAIT), NOW)
+
+
+def test_a_result_that_counts_may_be_said_again_wherever_the_session_is_by_then() -> None:
+    session = plan(new_session(), uploaded(0), NOW)
+    ref = UnitRef(JobKind.PROBE, 0, 0, 1)
+    session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=PORTRAIT), NOW)
+    for later in (session, plan(session, {}, NOW), complete(session, "video", NOW), cancel(session, NOW)):
+        assert finish(later, ref, "t", Outcome(clip=PORTRAIT), NOW) is later
 
 
 def test_nothing_counts_after_the_session_was_cancelled() -> None:
