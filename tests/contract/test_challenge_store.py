@@ -269,3 +269,12 @@ async def test_an_answer_needs_its_challenge(url: str) -> None:
     with pytest.raises(IntegrityError):
         await database.write(lambda connection: connection.execute(orphan))
     await database.close()
+
+
+async def test_the_file_of_sqlite_is_for_its_user_alone(tmp_path: Path) -> None:
+    await migrate(await fresh_url("sqlite", tmp_path))
+    database = open_database(await fresh_url("sqlite", tmp_path))
+    await database.write(lambda connection: connection.execute(insert(scores).values(player="bob", score=7)))
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "new").iterdir()}
+    await database.close()
+    assert modes == dict.fromkeys(("challenge.db", "challenge.db-wal", "challenge.db-shm"), "0o600")

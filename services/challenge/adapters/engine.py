@@ -69,7 +69,7 @@ async def _transaction(engine: AsyncEngine, work: Callable[[AsyncConnection], Aw
 
 
 def open_database(url: str) -> Database:
-    """A database whose connections open on demand; nothing is connected yet. SQLite's directory is made.
+    """A database whose connections open on demand; nothing is connected yet. SQLite's file is made.
 
     ``url``: ``sqlite+aiosqlite:///<file>`` or ``postgresql+asyncpg://…``. Raises sqlalchemy.exc.ArgumentError.
     """
@@ -79,16 +79,22 @@ def open_database(url: str) -> Database:
     # hide_parameters: the text of an exception shows no values either.
     if parsed.get_backend_name() != "sqlite":
         return Database(create_async_engine(parsed, hide_parameters=True, pool_pre_ping=True))
-    _make_directory(parsed)
+    _make_file(parsed)
     engine = create_async_engine(parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return Database(engine)
 
 
-def _make_directory(url: URL) -> None:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+def _make_file(url: URL) -> None:
+    """Makes the file for this user alone (it holds the lies) before SQLite would for everyone; what SQLite
+    puts beside it gets the same mode."""
+    if not url.database or url.database.startswith((":", "file:")):
+        return
+    file = Path(url.database)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.touch(0o600)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
