@@ -31,6 +31,7 @@ from services.common.errors import (
     ServiceError,
     Unauthenticated,
     Unavailable,
+    Unimplemented,
 )
 from services.common.identity import TokenVerifier
 from services.common.status import INTERNAL_TEXT, to_status
@@ -158,6 +159,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 error = raised
             except TimeoutError:
                 error = self._out_of_time(method, deadline, endless=endless)
+            except NotImplementedError:  # what the generated base of a servicer raises
+                error = Unimplemented(f"{method.rpartition('/')[2]} is not served yet")
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 raise
             except Exception:
