@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -55,7 +56,8 @@ def up(
 def demo(
     clips: Annotated[
         list[Path] | None,
-        typer.Argument(help="Three videos of your own; without them, three are made."),
+        # readable=False: typer would say so itself, in a box and with another exit status.
+        typer.Argument(help="Three videos of your own; without them, three are made.", readable=False),
     ] = None,
     state: State = DEFAULT_STATE,
     port: Port = None,
@@ -75,6 +77,8 @@ def demo(
     for clip in clips or []:
         if not clip.is_file():
             _fail(MeshError(f"{clip} is not a file"))
+        if not os.access(clip, os.R_OK):
+            _fail(MeshError(f"{clip} cannot be read"))
     options = topology.Options(state, workers or topology.default_workers(), port, free_ports)
     if not _run(run_demo(options, clips or [], Console())):
         _fail(MeshError("the demo was interrupted"), status=130)
@@ -89,6 +93,8 @@ def token(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Print a development token of a player, valid for a day, and nothing else."""
+    if not user:
+        _fail(MeshError("a player has a name: --user NAME"))
     try:
         ring = KeyRing.create(state / "keys")
     except OSError as error:

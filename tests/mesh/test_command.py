@@ -13,6 +13,7 @@ import jwt
 import pytest
 
 from mesh import running
+from mesh.__main__ import app
 from mesh.errors import MeshError
 from mesh.topology import Options
 from services.common.keys import KeyRing
@@ -54,6 +55,11 @@ async def test_a_token_is_all_that_is_printed(tmp_path: Path) -> None:
     assert KeyRing(tmp_path / "keys").settings()["service_key_file"].exists()
 
 
+async def test_a_token_of_nobody_is_refused(tmp_path: Path) -> None:
+    status, out, err = await mesh("token", "--user", "", "--state", str(tmp_path))
+    assert (status, out, err) == (1, "", "mesh: a player has a name: --user NAME\n")
+
+
 async def test_a_demo_with_two_clips_says_how_many_it_takes(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     clip = str(tmp_path / "a.mp4")
@@ -65,3 +71,14 @@ async def test_a_demo_with_a_file_that_is_not_there_names_it(tmp_path: Path) -> 
     clips = [str(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mp4")]
     status, _, err = await mesh("demo", *clips, "--state", str(tmp_path / "state"))
     assert (status, err) == (1, f"mesh: {clips[0]} is not a file\n")
+
+
+def test_a_demo_with_a_file_that_it_may_not_read_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "a.mp4"
+    clip.touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root, who may run the tests, may read everything
+    with pytest.raises(SystemExit) as left:
+        app(["demo", *[str(clip)] * 3, "--state", str(tmp_path / "state")])
+    assert (left.value.code, capsys.readouterr().err) == (1, f"mesh: {clip} cannot be read\n")
