@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,8 +32,9 @@ class ObjectStore(Protocol):
     async def stat(self, key: str) -> ObjectInfo:
         """Raises NotFound."""
 
-    def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes [start, end) in pieces of at most 1 MiB. Raises NotFound at the first piece."""
+    def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The bytes [start, end) in pieces of at most 1 MiB. Raises NotFound at the first piece. Close it
+        (contextlib.aclosing) where reading may stop before the end: it holds a file or a connection."""
 
     async def delete(self, key: str) -> None:
         """Removes the object; one that is not there is no error."""

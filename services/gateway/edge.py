@@ -66,13 +66,13 @@ class Edge:
                 return self._answer(request, error)
 
     def _answer(self, request: web.Request, error: Exception) -> web.StreamResponse:
-        problem = _problem(request, error)
         started: web.StreamResponse | None = request.get(_RESPONSE)
         if started is None:
+            problem = _problem(request, error)
             return problem.response(instance=request.path, request_id=request[REQUEST_ID])
         # Half an answer is out: only a broken connection can tell the client that the rest will not come.
         if not isinstance(error, ConnectionError):
-            log.error("an answer broke off", extra={"data": {"path": request.path, "why": type(error).__name__}})
+            log.error("an answer broke off", exc_info=error, extra={"data": {"path": request.path}})
         if request.transport is not None:
             request.transport.abort()
         return started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -65,7 +66,8 @@ class MediaRoutes:
             file = await asyncio.to_thread(_open, path, readable.size)
             await _send_file(request, response, file, start, end)
         else:
-            await _send_pieces(request, response, self._store.read(readable.object_key, start, end))
+            async with contextlib.aclosing(self._store.read(readable.object_key, start, end)) as pieces:
+                await _send_pieces(request, response, pieces)
         return response
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -67,7 +67,7 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         self.changed = asyncio.Condition()
         self.may_complete = asyncio.Event()
         self.may_complete.set()
-        self.call_begun, self.call_ended = asyncio.Event(), asyncio.Event()
+        self.call_begun, self.data_came, self.call_ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.error: ServiceError | None = None
         self.metadata: list[tuple[str, str]] = []
 
@@ -122,6 +122,7 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         async for message in requests:
             if message.HasField("data"):
                 self.pieces.append(len(message.data))
+                self.data_came.set()
                 data += message.data
             else:
                 promised, ended = message.end.sha256 or promised, True
@@ -416,10 +417,11 @@ class RemoteStore:
         self._store = store
         self.read_ended = asyncio.Event()
 
-    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         try:
-            async for piece in self._store.read(key, start, end):
-                yield piece
+            async with aclosing(self._store.read(key, start, end)) as pieces:
+                async for piece in pieces:
+                    yield piece
         finally:
             self.read_ended.set()
 

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class DirectoryObjectStore:
             raise NotFound(f"no object {key}") from None
         return ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC))
 
-    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         try:
             file = await asyncio.to_thread(self._path(key).open, "rb")
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
