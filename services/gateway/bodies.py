@@ -18,9 +18,10 @@ FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-dat
 _MAX_PAIRS = 1000
 
 
-async def pieces(request: web.Request, *, limit: int, silence: float) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises Problem: 413 over ``limit`` bytes, 408 after ``silence`` seconds, 415 for
-    a content coding, 400 (BODY_CUT_SHORT) when the client stopped half-way."""
+async def pieces(request: web.Request, *, limit: int, silence: float, within: float) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises Problem: 413 over ``limit`` bytes, 408 after ``silence`` seconds or when it
+    is not whole ``within`` seconds, 415 for a content coding, 400 (BODY_CUT_SHORT) when the client stopped
+    half-way."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(
             415,
@@ -31,10 +32,11 @@ async def pieces(request: web.Request, *, limit: int, silence: float) -> AsyncIt
     too_large = Problem(413, "BODY_TOO_LARGE", f"the body may have at most {limit} bytes")
     if (request.content_length or 0) > limit:
         raise too_large
-    total = 0
+    total, now = 0, asyncio.get_running_loop().time
+    deadline = now() + within
     try:
         while True:
-            async with asyncio.timeout(silence):
+            async with asyncio.timeout_at(min(deadline, now() + silence)):
                 data = await request.content.readany()
             if not data:
                 return
@@ -64,11 +66,16 @@ def _pairs(text: str, what: str) -> list[tuple[str, str]]:
         raise Problem(400, "MALFORMED_FORM", f"{what} has more than {_MAX_PAIRS} fields") from None
 
 
-async def decode_body(  # one parameter for each thing a body depends on
-    request: web.Request, message: Message, decoder: Decoder, *, limit: int, silence: float, skip: frozenset[str]
+async def decode_body(
+    request: web.Request,
+    message: Message,
+    decoder: Decoder,
+    *,
+    source: AsyncIterator[bytes],
+    skip: frozenset[str],
 ) -> None:
-    """Fills ``message`` from a JSON or form body; an empty one changes nothing. Raises Problem."""
-    source = pieces(request, limit=limit, silence=silence)
+    """Fills ``message`` from the JSON or form body that comes from ``source``; an empty one changes nothing.
+    Raises Problem."""
     kind = request.content_type
     if kind == MULTIPART:
         decoder.pairs(message, await _multipart(request, source), form=True, skip=skip)

@@ -28,6 +28,9 @@ from twotruths.upload.v1.upload_service_pb2 import (
 from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
 
 PIECE_BYTES = 256 << 10
+# A phone may need minutes for a piece. What came is passed on after this long all the same, or the upload service
+# would take the call for one whose client is gone.
+HELD_SECONDS = 1.0
 _MAX_FIELD = 1024
 _FROM_UPLOAD = (
     "session_id",
@@ -54,6 +57,7 @@ class ChunkRoutes:
             request,
             limit=self._settings.gateway_max_chunk_bytes,
             silence=self._settings.gateway_read_timeout_seconds,
+            within=self._settings.gateway_chunk_timeout_seconds,
         )
         call = self._upload.UploadChunks(metadata=metadata, timeout=self._settings.gateway_chunk_timeout_seconds)
         stream = _ChunkStream(call, request.match_info["session_id"], number)
@@ -86,12 +90,14 @@ class _ChunkStream:
         await self._write(UploadChunksRequest(header=header))
 
     async def data(self, source: AsyncIterator[bytes]) -> None:
-        buffer = bytearray()
+        buffer, now = bytearray(), asyncio.get_running_loop().time
+        passed_on = now()
         async for piece in source:
             buffer += piece
-            while len(buffer) >= PIECE_BYTES:
+            while len(buffer) >= PIECE_BYTES or (buffer and now() - passed_on >= HELD_SECONDS):
                 await self._write(UploadChunksRequest(data=bytes(memoryview(buffer)[:PIECE_BYTES])))
                 del buffer[:PIECE_BYTES]
+                passed_on = now()
         if buffer:
             await self._write(UploadChunksRequest(data=bytes(buffer)))
 

@@ -20,6 +20,9 @@ class GatewaySettings(CommonSettings):
     gateway_call_timeout_seconds: float = Field(60.0, gt=0, description="deadline of a call to a service")
     gateway_chunk_timeout_seconds: float = Field(600.0, gt=0, description="longest time a chunk request may take")
     gateway_read_timeout_seconds: float = Field(30.0, gt=0, description="longest silence within a request body")
+    gateway_body_timeout_seconds: float = Field(
+        60.0, gt=0, description="longest time a JSON or form body may take"
+    )
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
     gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")

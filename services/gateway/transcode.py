@@ -69,14 +69,13 @@ class Transcoder:
         if binding.body:
             inner = message if binding.body == "*" else getattr(message, binding.body)
             skip = self._bound if binding.body == "*" else frozenset[str]()
-            await bodies.decode_body(
+            source = bodies.pieces(
                 request,
-                inner,
-                decoder,
                 limit=self._settings.gateway_max_body_bytes,
                 silence=self._settings.gateway_read_timeout_seconds,
-                skip=skip,
+                within=self._settings.gateway_body_timeout_seconds,
             )
+            await bodies.decode_body(request, inner, decoder, source=source, skip=skip)
         fields = binding.template.fields
         decoder.path(message, ((field, request.match_info[f"p{i}"]) for i, field in enumerate(fields)))
         decoder.check()

@@ -32,8 +32,9 @@ class UploadSettings(CommonSettings):
         default=86_400, ge=0, description="how long chunks without an upload record are kept"
     )
     upload_max_streams: int = Field(default=64, ge=1, description="most chunk streams open at once")
+    # Longer than the gateway waits for a silent phone: it is the one that can tell the phone so.
     upload_stall_seconds: float = Field(
-        default=15, gt=0, description="after which a silent chunk stream is cut off"
+        default=45, gt=0, description="after which a silent chunk stream is cut off"
     )
     upload_watch_seconds: float = Field(default=3, gt=0, description="how often watchers look without a hint")
     upload_sweep_seconds: float = Field(

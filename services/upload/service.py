@@ -43,7 +43,7 @@ class Policy:
 
     limits: Limits = field(default_factory=Limits)
     expiry: float = 86_400
-    stall: float = 15
+    stall: float = 45
     look: float = 3
     max_streams: int = 64
 

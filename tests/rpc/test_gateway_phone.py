@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from services.common.keys import KeyRing
+from services.gateway import chunks
 from tests.rpc.gateway_world import World, open_world
 
 PREFIX = "/api/v1/challenge-videos"
@@ -134,6 +135,23 @@ async def test_a_large_chunk_reaches_the_service_in_pieces(world: World) -> None
     assert world.uploads.chunks[upload.session_id][0] == content
     assert max(world.uploads.pieces) <= 256 << 10
     assert len(world.uploads.pieces) <= 6
+
+
+async def test_what_a_slow_phone_has_sent_reaches_the_service_before_the_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "HELD_SECONDS", 0.0)
+    upload = world.uploads.add("alice", "a.mp4", 4, 4)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"ab"
+        await asyncio.wait_for(world.uploads.data_came.wait(), 10)
+        yield b"cd"
+
+    url = f"/api/v1/upload/{upload.session_id}/chunk/0"
+    raw = {"Content-Type": "application/octet-stream"}
+    await answer(world.call("POST", url, data=slowly(), headers=raw))
+    assert world.uploads.chunks[upload.session_id] == {0: b"abcd"}
 
 
 async def test_progress_comes_as_events_and_ends(world: World) -> None:

@@ -351,6 +351,24 @@ async def test_a_service_that_refuses_early_is_heard(keys: KeyRing, tmp_path: Pa
         assert document["reason"] == "STORAGE_FULL"
 
 
+async def test_a_body_that_drips_times_out(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path, gateway_body_timeout_seconds=0.3) as world:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        token = world.auth()["Authorization"]
+        writer.write(f"POST {INITIATE} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n".encode())
+        writer.write(b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+
+        async def drip() -> None:
+            while True:
+                writer.write(b" ")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        assert b"408" in await reader.readline()
+        dripping.cancel()
+        writer.close()
+
+
 async def test_a_silent_body_times_out(keys: KeyRing, tmp_path: Path) -> None:
     async with open_world(keys, tmp_path, gateway_read_timeout_seconds=0.1) as world:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
