@@ -11,22 +11,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 
 from services.common.changes import ChangeFeed
 from services.common.clock import Clock
-from services.common.errors import Aborted, ServiceError
+from services.common.errors import Aborted, AlreadyExists, InvalidArgument, ServiceError
 from services.common.jobs import JobQueue
-from services.common.objects import ObjectStore
 from services.common.progress import Progress, ProgressBus
-from services.common.state import RevisionConflict, mutate
+from services.common.state import Entry, RevisionConflict, mutate
 from services.merge.board import ProgressBoard
-from services.merge.domain import JobKind, Session, SessionState, UnitState, Video, complete
+from services.merge.cleaning import SessionCleaner
+from services.merge.domain import JobKind, Session, SessionState, Video, complete
 from services.merge.jobs import MergeJob, job_for
 from services.merge.planner import ClipUpload, plan, seconds_until_retry
 from services.merge.ports import Sessions, Uploads, Videos
-from services.merge.service import KIND, missing_uploads
+from services.merge.service import KIND, Timing, missing_uploads
 from services.merge.videos import video_id
 
 log = logging.getLogger(__name__)
@@ -35,18 +35,8 @@ _AT_ONCE = 8
 _RETRY_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Housekeeping:
-    """``sweep_seconds`` between sweeps; an ended session's clips are kept ``retention`` and its record
-    ``remembered``."""
-
-    sweep_seconds: float = 30.0
-    retention: timedelta = timedelta(days=7)
-    remembered: timedelta = timedelta(days=30)
-
-
 class MergeController:
-    """The reconcile loop. ``encode`` makes a job's payload."""
+    """The reconcile loop. ``encode`` makes a job's payload; ``sweep_seconds`` pass between sweeps."""
 
     def __init__(
         self,
@@ -54,24 +44,26 @@ class MergeController:
         videos: Videos,
         uploads: Uploads,
         queue: JobQueue,
-        objects: ObjectStore,
         progress: ProgressBus,
         board: ProgressBoard,
+        cleaner: SessionCleaner,
         *,
         clock: Clock,
         encode: Callable[[MergeJob], bytes],
-        housekeeping: Housekeeping | None = None,
+        timing: Timing | None = None,
+        sweep_seconds: float = 30.0,
     ) -> None:
         self._sessions = sessions
         self._videos = videos
         self._uploads = uploads
         self._queue = queue
-        self._objects = objects
         self._progress = progress
         self._board = board
+        self._cleaner = cleaner
         self._clock = clock
         self._encode = encode
-        self._housekeeping = housekeeping or Housekeeping()
+        self._timing = timing or Timing()
+        self._sweep_seconds = sweep_seconds
 
     async def follow(self, feed: ChangeFeed[object], key_of: Callable[[str, object | None], str | None]) -> None:
         """Reconciles the session that each change concerns, for ever. ``key_of(key, value)`` is the session's
@@ -101,17 +93,21 @@ class MergeController:
                 group.create_task(handle())
 
     async def sweep(self) -> None:
-        """Reconciles every session, at once and then now and then, for ever. At once because changes that were
-        delivered to a controller that was killed come again only after the feed's ack_wait."""
+        """Reconciles every session that wants something, at once and then now and then, for ever. At once because
+        changes that were delivered to a controller that was killed come again only after the feed's ack_wait."""
         while True:
             try:
-                keys = [entry.key async for entry in self._sessions.list() if not entry.value.cleaned]
+                keys = [entry.key async for entry in self._sessions.list() if self._wants_something(entry.value)]
             except ServiceError as error:
                 log.info("no sweep: %s", error)
                 keys = []
             for key in keys:
                 await self._reconcile_or_retry(key)
-            await asyncio.sleep(self._housekeeping.sweep_seconds)
+            await asyncio.sleep(self._sweep_seconds)
+
+    def _wants_something(self, session: Session) -> bool:
+        """An ended session that waits for its retention to pass does not: there may be a week's worth of them."""
+        return session.state is SessionState.ACTIVE or self._cleaner.due(session)
 
     async def listen(self) -> None:
         """Keeps the progress board, for ever."""
@@ -130,27 +126,42 @@ class MergeController:
 
     async def reconcile(self, key: str) -> float | None:
         """Brings one session to what it should be. Answers the seconds after which it wants this again, None
-        when an event will say so. Raises Unavailable and Aborted."""
+        when an event will say so. Raises ServiceError and RevisionConflict."""
         entry = await self._sessions.get(key)
         if entry is None:
             return None
         session = entry.value
         if session.state is SessionState.ACTIVE:
+            if not session.uploads_ready and not await self._make_uploads(entry):
+                return None
             session = await self._advance(key, session)
         if session.state is not SessionState.ACTIVE:
-            await self._clean_up(key, session)
+            await self._cleaner.settle(key, session)
             return None
         return seconds_until_retry(session, self._clock())
 
+    async def _make_uploads(self, entry: Entry[Session]) -> bool:
+        """Makes the uploads of a session whose InitiateMerge was cut short. False when they are refused for good:
+        such a session is forgotten, as InitiateMerge would have done."""
+        try:
+            await self._uploads.batch_initiate(entry.value)
+        except ServiceError as refused:
+            if not isinstance(refused, InvalidArgument | AlreadyExists) and self._clock() < entry.value.deadline:
+                raise
+            log.info("session forgotten", extra={"data": {"session": entry.value.id, "why": str(refused)}})
+            await self._sessions.delete(entry.key, entry.revision)
+            return False
+        return True
+
     async def _advance(self, key: str, session: Session) -> Session:
-        if not session.uploads_ready:  # InitiateMerge was cut short
-            await self._uploads.batch_initiate(session)
         uploads = await missing_uploads(self._uploads, session)
         before = session
         session = await self._write(key, lambda s: self._planned(s, uploads))
         if session.done(JobKind.MERGE) is not None and session.state is SessionState.ACTIVE:
             await self._make_video(session)
             session = await self._write(key, lambda s: complete(s, video_id(s.id), self._clock()))
+            if session.state is not SessionState.COMPLETED:  # cancelled meanwhile, and maybe cleaned up
+                await self._cleaner.withdraw_video(session)
         for unit in session.unfinished if session.state is SessionState.ACTIVE else ():
             await self._queue.publish(job_for(session, unit, self._encode))
         if session != before:
@@ -158,7 +169,7 @@ class MergeController:
         return session
 
     def _planned(self, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
-        planned = plan(session, uploads, self._clock())
+        planned = plan(session, uploads, self._clock(), timedelta(seconds=self._timing.processing_seconds))
         if planned.uploads_ready or planned.state is not SessionState.ACTIVE:
             return planned
         return replace(planned, uploads_ready=True)
@@ -188,36 +199,3 @@ class MergeController:
             await self._videos.create(video.id, video)
         except RevisionConflict:
             log.debug("the video was made before", extra={"data": {"video": video.id}})
-
-    async def _clean_up(self, key: str, session: Session) -> None:
-        """Removes what an ended session does not need: jobs at once, clips when nothing can want them."""
-        if session.cleaned:
-            return
-        await self._bury_or_drop(session)
-        if not self._may_forget(session):
-            return
-        for clip in session.clips:
-            await self._uploads.discard(session.owner, clip.upload_id)
-        async for info in self._objects.list(f"merges/{session.id}/"):
-            await self._objects.delete(info.key)
-        cleaned = await mutate(
-            self._sessions,
-            key,
-            lambda s: replace(s, cleaned=True) if s.state is not SessionState.ACTIVE else s,
-            ttl=lambda s: self._housekeeping.remembered.total_seconds() if s.cleaned else None,
-        )
-        if cleaned is not None:
-            log.info("session cleaned up", extra={"data": {"session": session.id, "state": cleaned.value.state}})
-
-    async def _bury_or_drop(self, session: Session) -> None:
-        for unit in session.units:
-            job = job_for(session, unit, self._encode)
-            if unit.state in (UnitState.QUEUED, UnitState.CLAIMED):
-                await self._queue.drop(job)
-            elif unit.state is UnitState.FAILED and session.state is SessionState.FAILED:
-                await self._queue.bury(job, f"{unit.error_type}: {unit.error_message}")
-
-    def _may_forget(self, session: Session) -> bool:
-        if session.state is SessionState.CANCELLED:
-            return True
-        return self._clock() - session.updated_at >= self._housekeeping.retention

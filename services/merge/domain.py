@@ -329,10 +329,13 @@ def complete(session: Session, video_id: str, now: datetime) -> Session:
 
 
 def cancel(session: Session, now: datetime) -> Session:
-    """The owner gives it up; a cancelled session stays as it is, a completed one is the caller's to refuse."""
+    """The owner gives it up; a cancelled session stays as it is, a completed one is the caller's to refuse.
+
+    One that had failed and was cleaned up is cleaned up again, which is how its record goes one day.
+    """
     if session.state in (SessionState.CANCELLED, SessionState.COMPLETED):
         return session
-    return replace(session, state=SessionState.CANCELLED, updated_at=now)
+    return replace(session, state=SessionState.CANCELLED, failure=None, cleaned=False, updated_at=now)
 
 
 def retry(session: Session, deadline: datetime, now: datetime) -> Session:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from services.merge.domain import (
@@ -26,6 +26,7 @@ from services.merge.domain import (
 )
 
 MAX_ATTEMPTS = 3
+PROCESSING = timedelta(hours=1)
 
 
 class UploadStatus(StrEnum):
@@ -54,19 +55,22 @@ class ClipUpload:
     total_chunks: int = 0
 
 
-def plan(session: Session, uploads: Mapping[str, ClipUpload], now: datetime) -> Session:
+def plan(
+    session: Session, uploads: Mapping[str, ClipUpload], now: datetime, processing: timedelta = PROCESSING
+) -> Session:
     """The session as it should be, given its uploads by id. Answers its argument when nothing is to change.
 
-    ``uploads`` may leave out those of clips whose source is known.
+    ``uploads`` may leave out those of clips whose source is known. ``processing`` is how long the video may take
+    once the last clip is there, however late that was.
     """
     if session.state is not SessionState.ACTIVE:
         return session
-    planned = _take_in_uploads(session, uploads, now)
+    planned = _take_in_uploads(session, uploads, now, processing)
     for step in (_refuse_lost_clips, _refuse_failed_units):
         failure = step(planned, uploads, now)
         if failure is not None:
             return fail(planned, failure, now)
-    if now >= planned.deadline:
+    if now >= planned.deadline and planned.done(JobKind.MERGE) is None:
         return fail(planned, _out_of_time(planned, now), now)
     planned = _retry_units(planned, now)
     planned = _add_units(planned, now)
@@ -85,7 +89,9 @@ def seconds_until_retry(session: Session, now: datetime) -> float | None:
     return max(0.05, min(waits)) if waits else None
 
 
-def _take_in_uploads(session: Session, uploads: Mapping[str, ClipUpload], now: datetime) -> Session:
+def _take_in_uploads(
+    session: Session, uploads: Mapping[str, ClipUpload], now: datetime, processing: timedelta
+) -> Session:
     def taken(clip: Clip) -> Clip:
         upload = uploads.get(clip.upload_id)
         if clip.source_key or upload is None or upload.status is not UploadStatus.COMPLETED:
@@ -95,7 +101,7 @@ def _take_in_uploads(session: Session, uploads: Mapping[str, ClipUpload], now: d
     clips = tuple(taken(clip) for clip in session.clips)
     session = replace(session, clips=clips)
     if session.all_uploaded and session.uploads_completed_at is None:
-        session = replace(session, uploads_completed_at=now)
+        session = replace(session, uploads_completed_at=now, deadline=now + processing)
     return session
 
 

@@ -12,12 +12,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.common import context
 from services.common.errors import FieldViolation, InvalidArgument, Unimplemented
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
-from services.merge.domain import Reason, Session, Video, Visibility
+from services.merge.domain import JobKind, Reason, Session, Video, Visibility
 from services.merge.planner import ClipUpload
 from services.merge.service import MergeSessions, NewClip
 from services.merge.status import OverallStatus, SessionView
 from services.merge.timeline import FPS, Canvas, Quality, Segment, segments
-from services.merge.videos import MergedVideos, stream_url, video_id
+from services.merge.videos import MergedVideos, stream_url
 from twotruths.merge.v1 import (
     merge_pb2,
     merge_service_pb2,
@@ -240,8 +240,9 @@ def _session(view: SessionView) -> merge_pb2.MergeSession:
 
 
 def _add_video(message: merge_pb2.MergeSession, session: Session) -> None:
-    outcome = next(u.outcome for u in session.units if u.name == "merge" and u.outcome is not None)
-    id_, url, total = video_id(session.id), stream_url(video_id(session.id)), sum(outcome.frames) / FPS
+    outcome = session.done(JobKind.MERGE)
+    assert outcome is not None, "a session is completed once its merge is done"
+    id_, url, total = session.video_id, stream_url(session.video_id), sum(outcome.frames) / FPS
     places = [_segment(segment) for segment in segments(outcome.frames)]
     message.merged_video_url = url
     message.merged_video.CopyFrom(

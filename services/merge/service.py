@@ -51,7 +51,7 @@ class NewClip:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a session may be uploading, and then processing (in all, from its making), in seconds."""
+    """How long a session may be uploading, and from its last clip on processing, in seconds."""
 
     upload_seconds: float = 86_400.0
     processing_seconds: float = 3_600.0
@@ -104,8 +104,9 @@ class MergeSessions:
         try:
             uploads = await self._uploads.batch_initiate(entry.value)
         except InvalidArgument as refused:
-            with suppress(RevisionConflict):  # whoever was faster has seen the same refusal
-                await self._sessions.delete(key, entry.revision)
+            if not entry.value.uploads_ready:
+                with suppress(RevisionConflict):  # whoever was faster has seen the same refusal
+                    await self._sessions.delete(key, entry.revision)
             raise _in_the_callers_names(refused) from refused
         ready = await mutate(
             self._sessions, key, lambda s: s if s.uploads_ready else replace(s, uploads_ready=True)
@@ -145,16 +146,17 @@ class MergeSessions:
     async def retry(self, owner: str, session_id: str) -> SessionView:
         """Tries a failed session again. Raises NotFound and FailedPrecondition (RETRY_NOT_AVAILABLE)."""
         now = self._clock()
-        deadline = now + timedelta(seconds=self._timing.upload_seconds + self._timing.processing_seconds)
 
         def again(session: Session) -> Session:
             if session.failure is None or session.state is not SessionState.FAILED:
                 raise FailedPrecondition("the session has not failed", reason=Reason.RETRY_NOT_AVAILABLE)
-            if not session.failure.retry_available or session.cleaned:
+            if not session.failure.retry_available:
                 raise FailedPrecondition(
                     f"trying again cannot help: {session.failure.message}", reason=Reason.RETRY_NOT_AVAILABLE
                 )
-            return retry(session, deadline, now)
+            timing = self._timing
+            seconds = timing.processing_seconds if session.all_uploaded else timing.upload_seconds
+            return retry(session, now + timedelta(seconds=seconds), now)
 
         return await self._change(owner, session_id, again)
 
@@ -224,15 +226,16 @@ class MergeSessions:
             ),
             created_at=now,
             updated_at=now,
-            deadline=now + timedelta(seconds=self._timing.upload_seconds + self._timing.processing_seconds),
+            deadline=now + timedelta(seconds=self._timing.upload_seconds),
             quality=quality,
             canvas=canvas,
         )
 
 
 async def missing_uploads(uploads: Uploads, session: Session) -> Mapping[str, ClipUpload]:
-    """The uploads of the clips whose source is not known yet, by id; none for a session that has ended."""
-    if session.state is not SessionState.ACTIVE and session.failure is None:
+    """The uploads of the clips whose source is not known yet, by id; none for a session that is
+    completed or cancelled."""
+    if session.state in (SessionState.COMPLETED, SessionState.CANCELLED):
         return {}
     ids = [clip.upload_id for clip in session.clips if not clip.source_key]
     found = await asyncio.gather(*(uploads.get(session.owner, id_) for id_ in ids))

@@ -109,6 +109,8 @@ def _clip_view(session: Session, clip: Clip, upload: ClipUpload | None, fraction
 
 
 def _clip_status(session: Session, clip: Clip, upload: ClipUpload | None) -> ClipStatus:
+    if session.state is SessionState.CANCELLED and session.done(JobKind.NORMALISE, clip.index) is None:
+        return ClipStatus.CANCELLED
     if not clip.source_key:
         return _UPLOAD_TO_CLIP[upload.status] if upload is not None else ClipStatus.PENDING
     if session.failure is not None and session.failure.clip_index == clip.index:

@@ -25,8 +25,9 @@ from services.common.state import owned_key
 from services.merge import rpc
 from services.merge.adapters.upload_client import UploadClient
 from services.merge.board import ProgressBoard
+from services.merge.cleaning import Retention, SessionCleaner
 from services.merge.config import MergeSettings
-from services.merge.controller import Housekeeping, MergeController
+from services.merge.controller import MergeController
 from services.merge.domain import Session, Video
 from services.merge.jobs import KINDS, MergeJob
 from services.merge.media.limits import Limits
@@ -80,21 +81,31 @@ async def build_controller(
             stack.push_async_callback(channel.close)
             uploads = UploadClient(channel)
         board, progress = ProgressBoard(), NatsProgressBus(nats)
-        controller = MergeController(
+        timing = Timing(settings.upload_timeout_seconds, settings.processing_timeout_seconds)
+        cleaner = SessionCleaner(
             sessions,
             videos,
             uploads,
             queue,
             DirectoryObjectStore(settings.data_dir),
-            progress,
-            board,
             clock=clock,
             encode=JOBS.encode,
-            housekeeping=Housekeeping(
-                settings.sweep_seconds,
-                timedelta(days=settings.clip_retention_days),
-                timedelta(days=settings.session_retention_days),
+            retention=Retention(
+                timedelta(days=settings.clip_retention_days), timedelta(days=settings.session_retention_days)
             ),
+        )
+        controller = MergeController(
+            sessions,
+            videos,
+            uploads,
+            queue,
+            progress,
+            board,
+            cleaner,
+            clock=clock,
+            encode=JOBS.encode,
+            timing=timing,
+            sweep_seconds=settings.sweep_seconds,
         )
         # The upload service makes its own bucket; whoever comes first makes it the same way.
         await JetStreamStateStore(nats, "uploads", UploadEvents(), replicas=settings.nats_replicas).ensure()
@@ -110,7 +121,6 @@ async def build_controller(
             verifier=TokenVerifier.from_settings(settings, NAME),
             scopes=rpc.SCOPES,
         )
-        timing = Timing(settings.upload_timeout_seconds, settings.processing_timeout_seconds)
         merges = MergeSessions(
             sessions,
             uploads,

@@ -18,6 +18,7 @@ from services.common.keys import KeyRing
 from services.common.state import Entry, RevisionConflict, owned_key
 from services.merge import wiring
 from services.merge.board import ProgressBoard
+from services.merge.cleaning import SessionCleaner
 from services.merge.controller import MergeController
 from services.merge.domain import JobKind, Session, UnitState, Video
 from services.merge.jobs import KINDS
@@ -45,14 +46,26 @@ class Parts:
         self.progress = MemoryProgressBus()
 
     def controller(self, queue: JetStreamJobQueue | None = None) -> MergeController:
+        queue = queue or self.queue
         return MergeController(
             self.sessions,
             self.videos,
             self.world.uploads,
-            queue or self.queue,
-            self.world.objects,
+            queue,
             self.progress,
             ProgressBoard(),
+            self.cleaner(queue),
+            clock=utc_now,
+            encode=wiring.JOBS.encode,
+        )
+
+    def cleaner(self, queue: JetStreamJobQueue) -> SessionCleaner:
+        return SessionCleaner(
+            self.sessions,
+            self.videos,
+            self.world.uploads,
+            queue,
+            self.world.objects,
             clock=utc_now,
             encode=wiring.JOBS.encode,
         )

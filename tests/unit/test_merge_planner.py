@@ -29,7 +29,7 @@ from services.merge.domain import (
     holds_claim,
     retry,
 )
-from services.merge.planner import MAX_ATTEMPTS, ClipUpload, UploadStatus, plan, seconds_until_retry
+from services.merge.planner import MAX_ATTEMPTS, PROCESSING, ClipUpload, UploadStatus, plan, seconds_until_retry
 from services.merge.status import ClipStatus, OverallStatus, view
 from services.merge.timeline import Canvas, ClipInfo
 from twotruths.merge.v1 import merge_pb2
@@ -186,8 +186,25 @@ def test_every_state_has_a_deadline() -> None:
     assert waiting.failure is not None
     assert waiting.failure.error_type == "upload_timeout"
     working = plan(new_session(), uploaded(0, 1, 2), late)
+    assert working.failure is None, "clips that came late have all the time there is for processing"
+    working = plan(working, {}, late + PROCESSING)
     assert working.failure is not None
     assert (working.failure.error_type, working.failure.retry_available) == ("processing_timeout", True)
+
+
+def test_clips_that_come_early_do_not_lengthen_the_time_for_processing() -> None:
+    session = plan(new_session(), uploaded(0, 1, 2), NOW, timedelta(minutes=5))
+    assert plan(session, {}, NOW + timedelta(minutes=4)).failure is None
+    assert plan(session, {}, NOW + timedelta(minutes=5)).failure is not None
+
+
+def test_a_video_that_is_made_is_not_too_late() -> None:
+    session = plan(new_session(), uploaded(0, 1, 2), NOW)
+    for kind, outcome in ((JobKind.PROBE, Outcome(clip=PORTRAIT)), (JobKind.NORMALISE, normalised(90))):
+        for clip in range(3):
+            session = plan(do(session, kind, clip, outcome), {}, NOW)
+    session = do(session, JobKind.MERGE, WHOLE_SESSION, Outcome(object_key="videos/x", frames=(90, 90, 90)))
+    assert plan(session, {}, NOW + timedelta(days=1)) is session
 
 
 def test_a_result_counts_only_with_the_current_claim() -> None:

@@ -1,0 +1,277 @@
+"""What an ended session leaves behind goes in time, and nothing that is still wanted goes with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore
+from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ServiceError
+from services.common.state import Entry, owned_key
+from services.merge.board import ProgressBoard
+from services.merge.cleaning import Retention, SessionCleaner
+from services.merge.controller import MergeController
+from services.merge.domain import (
+    Clip,
+    Failure,
+    JobKind,
+    Outcome,
+    Session,
+    SessionState,
+    Unit,
+    UnitState,
+    Video,
+    cancel,
+    fail,
+)
+from services.merge.jobs import MergeJob
+from services.merge.planner import ClipUpload
+from services.merge.service import MergeSessions
+from services.merge.videos import video_id
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+WEEK, MONTH = timedelta(days=7), timedelta(days=30)
+ID = "5e551011-0000-4000-8000-000000000000"
+KEY = owned_key("alice", ID)
+WINNER, LOSER = f"videos/{ID}/winner.mp4", f"videos/{ID}/loser.mp4"
+
+
+class FakeUploads:
+    """Uploads of which only the end is looked at."""
+
+    def __init__(self) -> None:
+        self.discarded: list[str] = []
+        self.on_discard: Callable[[], object] = lambda: None
+        self.refusal: ServiceError | None = None
+
+    async def batch_initiate(self, session: Session) -> Sequence[ClipUpload]:
+        if self.refusal is not None:
+            raise self.refusal
+        return ()
+
+    async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
+        return None
+
+    async def discard(self, owner: str, upload_id: str) -> None:
+        self.discarded.append(upload_id)
+        if asyncio.iscoroutine(result := self.on_discard()):
+            await result
+
+
+class CountedSessions(MemoryStateStore[Session]):
+    """Tells how often it was swept."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        super().__init__(now)
+        self.swept = asyncio.Semaphore(0)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[Entry[Session]]:
+        self.swept.release()
+        async for entry in super().list(prefix):
+            yield entry
+
+
+class House:
+    """A controller on stores in memory, at a time that the test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = NOW
+        self.sessions = CountedSessions(lambda: self.now.timestamp())  # noqa: PLW0108  time goes on
+        self.videos: MemoryStateStore[Video] = MemoryStateStore()
+        self.uploads = FakeUploads()
+        self.queue = MemoryJobQueue()
+        self.folder = folder
+        self.objects = DirectoryObjectStore(folder)
+        progress, board = MemoryProgressBus(), ProgressBoard()
+        self.cleaner = SessionCleaner(
+            self.sessions,
+            self.videos,
+            self.uploads,
+            self.queue,
+            self.objects,
+            clock=lambda: self.now,
+            encode=_encode,
+            retention=Retention(WEEK, MONTH),
+        )
+        self.controller = MergeController(
+            self.sessions,
+            self.videos,
+            self.uploads,
+            self.queue,
+            progress,
+            board,
+            self.cleaner,
+            clock=lambda: self.now,
+            encode=_encode,
+            sweep_seconds=0.001,
+        )
+        self.merges = MergeSessions(
+            self.sessions, self.uploads, progress, board, clock=lambda: self.now, max_clip_seconds=60
+        )
+
+    async def put(self, *keys: str) -> None:
+        for key in keys:
+            (source := self.folder / "source").write_bytes(b"x")
+            await self.objects.put_file(key, source)
+
+    async def kept(self) -> list[str]:
+        return sorted([info.key async for info in self.objects.list("")])
+
+    async def session(self) -> Session | None:
+        entry = await self.sessions.get(KEY)
+        return entry.value if entry is not None else None
+
+
+def _encode(job: MergeJob) -> bytes:
+    return f"{job.kind}{job.attempt}".encode()
+
+
+def uploaded_session() -> Session:
+    clips = tuple(
+        Clip(i, f"upload{i}", f"{i}.mp4", 1, 1.0, "video/mp4", source_key=f"uploads/{i}") for i in range(2)
+    )
+    return Session(
+        ID,
+        "alice",
+        "",
+        "",
+        clips,
+        NOW,
+        NOW,
+        NOW + timedelta(hours=1),
+        uploads_ready=True,
+        uploads_completed_at=NOW,
+    )
+
+
+def merged_session() -> Session:
+    done = [
+        Unit(kind, clip, NOW, state=UnitState.DONE, outcome=Outcome(object_key=key, frames=(30,)))
+        for kind, clip, key in (
+            (JobKind.PROBE, 0, ""),
+            (JobKind.PROBE, 1, ""),
+            (JobKind.NORMALISE, 0, f"merges/{ID}/a.mov"),
+            (JobKind.NORMALISE, 1, f"merges/{ID}/b.mov"),
+            (JobKind.MERGE, -1, WINNER),
+        )
+    ]
+    return replace(uploaded_session(), units=tuple(done))
+
+
+def failed_session() -> Session:
+    lost = Unit(JobKind.PROBE, 0, NOW, state=UnitState.FAILED, attempt=3, error_type="worker_lost", retryable=True)
+    session = replace(uploaded_session(), units=(lost,))
+    return fail(session, Failure("worker_lost", "killed", NOW, retry_available=True), NOW)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+async def test_a_completed_sessions_clips_go_after_the_retention_and_its_video_stays(house: House) -> None:
+    await house.put(WINNER, LOSER, f"merges/{ID}/a.mov", f"videos/{ID}-other/x.mp4")
+    await house.sessions.create(KEY, merged_session())
+    await house.controller.reconcile(KEY)
+    house.now += WEEK - timedelta(seconds=1)
+    await house.controller.reconcile(KEY)
+    assert house.uploads.discarded == []
+    house.now += timedelta(seconds=1)
+    await house.controller.reconcile(KEY)
+    assert house.uploads.discarded == ["upload0", "upload1"]
+    assert await house.kept() == sorted([WINNER, f"videos/{ID}-other/x.mp4"]), "no loser's video stays"
+    assert await house.videos.get(video_id(ID)) is not None
+    house.now += MONTH
+    assert await house.session() is None, "its record goes by itself"
+
+
+async def test_a_failed_session_can_be_retried_until_its_clips_go_and_not_while_they_go(house: House) -> None:
+    await house.sessions.create(KEY, failed_session())
+    house.now += WEEK - timedelta(seconds=1)
+    await house.controller.reconcile(KEY)
+    assert (await house.merges.get("alice", ID)).session.failure == failed_session().failure
+    house.now += timedelta(seconds=1)
+    refused: list[FailedPrecondition] = []
+
+    async def retry() -> None:
+        with pytest.raises(FailedPrecondition) as caught:
+            await house.merges.retry("alice", ID)
+        refused.append(caught.value)
+
+    house.uploads.on_discard = retry
+    await house.controller.reconcile(KEY)
+    assert len(refused) == 2
+    shown = (await house.merges.get("alice", ID)).session
+    assert shown.cleaned
+    assert shown.failure is not None
+    assert not shown.failure.retry_available
+
+
+async def test_a_failed_session_that_was_cleaned_up_and_then_cancelled_still_goes_one_day(house: House) -> None:
+    await house.sessions.create(KEY, failed_session())
+    house.now += WEEK
+    await house.controller.reconcile(KEY)
+    assert (await house.merges.cancel("alice", ID)).session.failure is None
+    await house.controller.reconcile(KEY)
+    house.now += MONTH
+    assert await house.session() is None
+
+
+async def test_a_session_cancelled_beside_its_last_step_has_no_video(house: House) -> None:
+    class CancelledBeside(MemoryStateStore[Video]):
+        async def create(self, key: str, value: Video, *, ttl: float | None = None) -> Entry[Video]:
+            entry = await house.sessions.get(KEY)
+            assert entry is not None
+            ended = cancel(entry.value, NOW)
+            await house.sessions.update(KEY, ended, entry.revision)
+            await house.cleaner.settle(KEY, ended)  # another replica is done with it before we go on
+            return await super().create(key, value, ttl=ttl)
+
+    house.controller._videos = house.cleaner._videos = videos = CancelledBeside()
+    await house.put(WINNER, f"merges/{ID}/a.mov")
+    await house.sessions.create(KEY, merged_session())
+    await house.controller.reconcile(KEY)
+    session = await house.session()
+    assert session is not None
+    assert session.state is SessionState.CANCELLED
+    assert await videos.get(video_id(ID)) is None
+    assert await house.kept() == []
+
+
+async def test_a_sweep_leaves_ended_sessions_alone_until_they_are_due(house: House) -> None:
+    await house.sessions.create(KEY, failed_session())
+    await house.controller.reconcile(KEY)
+    assert len(house.queue.dead) == 1
+    sweeping = asyncio.create_task(house.controller.sweep())
+    for _ in range(3):
+        await house.sessions.swept.acquire()
+    assert len(house.queue.dead) == 1, "buried once, not at every sweep"
+    house.now += WEEK
+    for _ in range(3):
+        await house.sessions.swept.acquire()
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+    session = await house.session()
+    assert session is not None
+    assert session.cleaned
+
+
+async def test_a_session_whose_uploads_are_refused_for_good_is_forgotten(house: House) -> None:
+    await house.sessions.create(KEY, replace(uploaded_session(), uploads_ready=False))
+    house.uploads.refusal = ResourceExhausted("quota")
+    with pytest.raises(ResourceExhausted):
+        await house.controller.reconcile(KEY)
+    assert await house.session() is not None
+    house.now += timedelta(hours=1)
+    await house.controller.reconcile(KEY)
+    assert await house.session() is None, "no session waits for ever"
+    await house.sessions.create(KEY, replace(uploaded_session(), uploads_ready=False))
+    house.uploads.refusal, house.now = InvalidArgument("too large"), NOW
+    await house.controller.reconcile(KEY)
+    assert await house.session() is None
