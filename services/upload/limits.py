@@ -21,6 +21,8 @@ class Limits:
 
     def check_file(self, size: int, mime_type: str, *, media: frozenset[str] | None = None, at: str = "") -> None:
         """Raises InvalidArgument (FILE_TOO_LARGE, FILE_TYPE_NOT_ALLOWED); ``at`` begins the field's path."""
+        if size <= 0:
+            raise InvalidArgument.field(f"{at}file_size", "must be more than 0")
         if size > self.max_file_size:
             raise InvalidArgument.field(
                 f"{at}file_size", f"must be at most {self.max_file_size} bytes", reason=Reason.FILE_TOO_LARGE

@@ -62,6 +62,21 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
         stored, view = await self._service.upload_chunks(_messages(request_iterator))
         return pb.UploadChunksResponse(chunks=map(_chunk, stored), upload=_upload(view))
 
+    async def AppendUpload(  # noqa: N802  named by the contract
+        self, request_iterator: AsyncIterator[pb.AppendUploadRequest], context: Context
+    ) -> pb.AppendUploadResponse:
+        raise Unimplemented("AppendUpload is not served yet")
+
+    async def ConcatUploads(  # noqa: N802  named by the contract
+        self, request: pb.ConcatUploadsRequest, context: Context
+    ) -> pb.ConcatUploadsResponse:
+        raise Unimplemented("ConcatUploads is not served yet")
+
+    async def GetLimits(  # noqa: N802  named by the contract
+        self, request: pb.GetLimitsRequest, context: Context
+    ) -> pb.GetLimitsResponse:
+        raise Unimplemented("GetLimits is not served yet")
+
     async def GetUpload(  # noqa: N802  named by the contract
         self, request: pb.GetUploadRequest, context: Context
     ) -> pb.GetUploadResponse:
