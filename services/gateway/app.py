@@ -42,7 +42,8 @@ def create(
 ) -> web.Application:
     """The application. ``channels`` by backend: upload, merge, challenge."""
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
-    Edge(drain, max_path=settings.gateway_max_path_bytes).install(app)
+    write_timeout = settings.gateway_write_timeout_seconds
+    Edge(drain, max_path=settings.gateway_max_path_bytes, write_timeout=write_timeout).install(app)
     router = app.router
     health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings)
     router.add_get("/api/v1/health", health.get)

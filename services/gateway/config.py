@@ -23,6 +23,9 @@ class GatewaySettings(CommonSettings):
     gateway_body_timeout_seconds: float = Field(
         60.0, gt=0, description="longest time a JSON or form body may take"
     )
+    gateway_write_timeout_seconds: float = Field(
+        60.0, gt=0, description="after which a client that takes nothing of its answer is cut off"
+    )
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
     gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")

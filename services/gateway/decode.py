@@ -18,13 +18,14 @@ from services.gateway.scalars import Wrong, scalar
 
 _MAX_ERRORS = 32
 _MAX_DEPTH = 32
+_MAX_DIGITS = 400  # as many as a double may have before its point
 _WELL_KNOWN = "google.protobuf."
 
 
 def parse_json(data: bytes) -> Any:
     """A JSON body as Python values. Raises Problem 400 (MALFORMED_JSON), also for keys that come twice."""
     try:
-        return json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_constant)
+        return json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_constant, parse_int=_int)
     except UnicodeDecodeError:
         raise Problem(400, "MALFORMED_JSON", "the body is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -32,7 +33,7 @@ def parse_json(data: bytes) -> Any:
         raise Problem(400, "MALFORMED_JSON", f"the body is not JSON: {error.msg} at {where}") from None
     except RecursionError:
         raise Problem(400, "MALFORMED_JSON", "the body is nested too deeply") from None
-    except ValueError as error:  # from the hooks below, or a number of thousands of digits
+    except ValueError as error:  # from the hooks below
         raise Problem(400, "MALFORMED_JSON", f"the body is not JSON: {str(error)[:200]}") from None
 
 
@@ -43,6 +44,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} comes twice")
     return result
+
+
+def _int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has more than {_MAX_DIGITS} digits")
+    return int(text)
 
 
 def _constant(name: str) -> float:

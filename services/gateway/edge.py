@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
+import sys
 import uuid
 from urllib.parse import parse_qsl, urlencode
 
@@ -37,9 +39,10 @@ _HEADERS = {
 class Edge:
     """The outermost middleware."""
 
-    def __init__(self, drain: Drain, *, max_path: int) -> None:
+    def __init__(self, drain: Drain, *, max_path: int, write_timeout: float) -> None:
         self._drain = drain
         self._max_path = max_path
+        self._write_timeout = write_timeout
 
     def install(self, app: web.Application) -> None:
         """Puts itself around every handler of ``app``."""
@@ -71,7 +74,7 @@ class Edge:
             problem = _problem(request, error)
             return problem.response(instance=request.path, request_id=request[REQUEST_ID])
         # Half an answer is out: only a broken connection can tell the client that the rest will not come.
-        if not isinstance(error, ConnectionError):
+        if not isinstance(error, ConnectionError | TimeoutError):
             log.error("an answer broke off", exc_info=error, extra={"data": {"path": request.path}})
         if request.transport is not None:
             request.transport.abort()
@@ -85,6 +88,14 @@ class Edge:
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         if self._drain.draining.is_set():
             response.force_close()
+        self._limit_silence(request)
+
+    def _limit_silence(self, request: web.Request) -> None:
+        """Lets the kernel cut off a client that takes nothing, see tcp(7): we would wait for ever."""
+        sock = None if request.transport is None else request.transport.get_extra_info("socket")
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6} and sys.platform == "linux":
+            milliseconds = round(self._write_timeout * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def _problem(request: web.Request, error: Exception) -> Problem:

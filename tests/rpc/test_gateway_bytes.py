@@ -216,6 +216,22 @@ async def test_a_client_that_leaves_ends_the_read_at_once_and_is_no_error(
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.parametrize("remote", [False, True])
+async def test_a_client_that_takes_nothing_is_cut_off_and_is_no_error(
+    remote: bool, keys: KeyRing, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world(keys, tmp_path, remote=remote, gateway_write_timeout_seconds=0.3) as world:
+        video = await world.add_video(CONTENT * 16)
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port, limit=1024)
+        token = world.auth()["Authorization"]
+        head = f"GET /api/v1/media/stream/{video} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n"
+        writer.write(head.encode())
+        assert b"200" in await reader.readline()
+        await asyncio.wait_for(world.gateway.server.stop(60), 20)  # waits for what is being answered
+        writer.transport.abort()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 async def test_drain_lets_a_running_download_finish(keys: KeyRing, tmp_path: Path) -> None:
     async with open_world(keys, tmp_path) as world:
         content = CONTENT * 16  # more than socket buffers hold
