@@ -176,3 +176,9 @@ def test_whole_numbers_come_in_any_json_form(text: str) -> None:
 def test_any_bytes_are_json_or_a_problem(data: bytes) -> None:
     problem = refusal(lambda: json.dumps(parse_json(data)))
     assert problem is None or (problem.status, problem.reason) == (400, "MALFORMED_JSON")
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_our_words() -> None:
+    problem = refusal(lambda: parse_json(b'{"file_size":%s}' % (b"9" * 5000)))
+    assert problem is not None
+    assert problem.detail == "the body is not JSON: a number has more than 400 digits"
