@@ -18,7 +18,8 @@ class ChangeDelivery(Protocol[T_co]):
     def key(self) -> str: ...
 
     @property
-    def value(self) -> T_co | None: ...
+    def value(self) -> T_co | None:
+        """The record as it was when it was handed over; None when it is deleted or cannot be read."""
 
     async def ack(self) -> None:
         """Ends it. Never raises: one that did not arrive only means a repeat."""

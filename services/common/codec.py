@@ -11,10 +11,11 @@ import dataclasses
 from typing import Generic, Protocol, TypeVar
 
 from google.protobuf import json_format
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from pydantic import TypeAdapter
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
 
 
 class Codec(Protocol[T]):
@@ -22,7 +23,16 @@ class Codec(Protocol[T]):
 
     def encode(self, value: T) -> bytes: ...
 
-    def decode(self, data: bytes) -> T: ...
+    def decode(self, data: bytes) -> T:
+        """Raises ValueError for bytes that are no such value, a newer process's for example."""
+
+
+def parsed(message: type[M], data: bytes) -> M:
+    """The message of these bytes. Raises ValueError."""
+    try:
+        return message.FromString(data)
+    except DecodeError as error:
+        raise ValueError(f"no {message.DESCRIPTOR.name}: {error}") from error
 
 
 class RecordCodec(Generic[T]):
@@ -41,7 +51,7 @@ class RecordCodec(Generic[T]):
         return record.SerializeToString(deterministic=True)
 
     def decode(self, data: bytes) -> T:
-        record = self._message.FromString(data)
+        record = parsed(self._message, data)
         fields = json_format.MessageToDict(
             record, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
         )

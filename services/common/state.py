@@ -49,7 +49,8 @@ class StateStore(Protocol[T]):
         """Removes the record read at ``revision``. Raises RevisionConflict; a missing key is one."""
 
     def list(self, prefix: str = "") -> AsyncIterator[Entry[T]]:
-        """The records whose key begins with the whole tokens of ``prefix`` ("" is all), in any order."""
+        """The records whose key begins with the whole tokens of ``prefix`` ("" is all), in any order. One that
+        cannot be read is logged and left out."""
 
 
 def owner_prefix(owner: str) -> str:

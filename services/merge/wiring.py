@@ -16,7 +16,7 @@ from services.common.adapters.jetstream_state import JetStreamStateStore
 from services.common.adapters.nats_progress import NatsProgressBus
 from services.common.channel import open_channel
 from services.common.clock import Clock, utc_now
-from services.common.codec import RecordCodec
+from services.common.codec import RecordCodec, parsed
 from services.common.identity import ServiceTokens, TokenVerifier
 from services.common.lifecycle import App
 from services.common.playback import PlaybackSigner
@@ -54,7 +54,7 @@ class UploadEvents:
         return value.SerializeToString()
 
     def decode(self, data: bytes) -> upload_record_pb2.UploadRecord:
-        return upload_record_pb2.UploadRecord.FromString(data)
+        return parsed(upload_record_pb2.UploadRecord, data)
 
 
 def session_of_upload(_: str, value: object | None) -> str | None:

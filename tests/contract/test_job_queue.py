@@ -12,6 +12,7 @@ from nats.aio.client import Client
 from services.common.adapters.jetstream_jobs import JetStreamJobQueue
 from services.common.adapters.memory import MemoryJobQueue
 from services.common.jobs import Job, JobPriority, JobQueue
+from tests.contract.no_leader import without_leader
 
 KINDS = ("probe", "merge")
 
@@ -48,6 +49,15 @@ async def test_a_job_that_is_there_is_not_queued_twice(queue: JobQueue) -> None:
     assert not await queue.publish(job("1")), "delivered, not acknowledged: it is still there"
     await delivery.ack()
     assert await queue.publish(job("1")), "acknowledged: it is a new job"
+
+
+async def test_publishing_waits_for_a_leader_to_be_elected(
+    nats_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = JetStreamJobQueue(nats_client, ack_wait=1)
+    await queue.ensure(KINDS)
+    without_leader(monkeypatch, queue._js)
+    assert await queue.publish(job("1"))
 
 
 async def test_a_job_that_nobody_keeps_is_delivered_again(queue: JobQueue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,28 @@ async def test_a_key_that_is_no_key_is_refused(store: ObjectStore, tmp_path: Pat
         await store.put_file(key, source(tmp_path, b"x"))
     with pytest.raises(ValueError, match="not an object key"):
         await store.stat(key)
+
+
+async def test_folders_go_with_their_last_object_and_come_back(tmp_path: Path) -> None:
+    store = DirectoryObjectStore(tmp_path / "store")
+    for name in ("a", "b"):
+        await store.put_file(f"merges/1/{name}", source(tmp_path, b"x"))
+    await store.delete("merges/1/a")
+    await store.delete("merges/1/a")
+    assert [info.key async for info in store.list("merges/")] == ["merges/1/b"]
+    await store.delete("merges/1/b")
+    assert list((tmp_path / "store" / "objects").iterdir()) == []
+    await store.put_file("merges/1/c", source(tmp_path, b"x"))
+    assert (await store.stat("merges/1/c")).size == 1
+
+
+async def test_objects_come_and_go_in_one_folder_at_once(tmp_path: Path) -> None:
+    store = DirectoryObjectStore(tmp_path / "store")
+
+    async def come_and_go(name: str) -> None:
+        for _ in range(50):
+            (mine := tmp_path / name).write_bytes(b"x")
+            await store.put_file(f"merges/1/{name}", mine)
+            await store.delete(f"merges/1/{name}")
+
+    await asyncio.gather(*(come_and_go(name) for name in "abcd"))

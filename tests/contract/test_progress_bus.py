@@ -101,7 +101,9 @@ async def test_a_hint_of_another_process_is_received_from_the_block_on(nats_url:
 
 async def test_what_is_no_hint_is_passed_over(nats_client: Client) -> None:
     async with NatsProgressBus(nats_client).subscribe("merge") as hints:
-        for junk in (b"", b"\xff", b"[]", b"7", b"{}", b'{"unit": 1}', b"[" * 100_000):
+        mistyped = b'{"unit": "probe0", "done": 1, "total": "2"}'
+        endless = b'{"unit": "probe0", "done": 1%s, "total": 2}' % (b"0" * 400)  # too large for a fraction
+        for junk in (b"", b"\xff", b"[]", b"7", b"{}", b'{"unit": 1}', b"[" * 100_000, mistyped, endless):
             await nats_client.publish("progress.merge.one", junk)
         await NatsProgressBus(nats_client).publish(Progress("merge", "one"))
         assert await _next(hints) == Progress("merge", "one")

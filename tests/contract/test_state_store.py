@@ -16,6 +16,7 @@ from services.common.adapters.memory import MemoryStateStore
 from services.common.changes import ChangeFeed
 from services.common.state import RevisionConflict, StateStore, mutate, owned_key, owner_prefix
 from tests.conftest import NatsServer
+from tests.contract.no_leader import without_leader
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class NoteCodec:
         return b"note:" + value.text.encode()  # a record is never empty
 
     def decode(self, data: bytes) -> Note:
+        if not data.startswith(b"note:"):
+            raise ValueError("no note")
         return Note(data.decode().removeprefix("note:"))
 
 
@@ -159,6 +162,28 @@ async def test_a_change_that_is_put_off_comes_again(subject: Subject) -> None:
     second = await subject.feed.next(5)
     assert second is not None
     assert (second.key, second.value) == ("a.1", Note("one"))
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other_and_stops_nobody(nats_client: Client) -> None:
+    store = JetStreamStateStore(nats_client, "notes", NoteCodec())
+    await store.ensure()
+    await nats_client.jetstream().publish("$KV.notes.a.new", b"of a newer process")
+    created = await store.create("a.1", Note("one"))
+    assert [entry async for entry in store.list()] == [created]
+    feed = JetStreamChangeFeed(nats_client, "notes", "reader", NoteCodec())
+    await feed.ensure()
+    changes = [await feed.next(5), await feed.next(5)]
+    assert {(c.key, c.value) for c in changes if c} == {("a.new", None), ("a.1", Note("one"))}
+    await feed.close()
+
+
+async def test_a_write_waits_for_a_leader_to_be_elected(
+    nats_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JetStreamStateStore(nats_client, "notes", NoteCodec())
+    await store.ensure()
+    without_leader(monkeypatch, store._js)
+    assert await store.create("a.1", Note("one")) == await store.get("a.1")
 
 
 async def test_writes_survive_a_killed_broker_and_are_done_once(own_nats_server: NatsServer) -> None:

@@ -7,6 +7,7 @@ call returns, so that it survives a loss of power.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -21,6 +22,7 @@ from services.common.objects import ObjectInfo
 
 _KEY = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
 _PIECE = 1 << 20
+_ATTEMPTS = 20  # while others delete the last object beside ours, and the folder with it
 
 
 class DirectoryObjectStore:
@@ -36,15 +38,12 @@ class DirectoryObjectStore:
     def _put(self, key: str, source: Path) -> ObjectInfo:
         target = self._path(key)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             _sync(source)
-            try:
-                source.replace(target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                self._copy(source, target)
-            _sync(target.parent)
+            self._place(source, target)
+            for folder in (target.parent, *target.parent.parents):  # any of them may be new
+                _sync(folder)
+                if folder == self._objects.parent:
+                    break
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ResourceExhausted(
@@ -52,6 +51,23 @@ class DirectoryObjectStore:
                 ) from error
             raise
         return self._info(key, target)
+
+    def _place(self, source: Path, target: Path) -> None:
+        for _ in range(_ATTEMPTS):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source.replace(target)
+            except FileNotFoundError:
+                if not source.exists():
+                    raise
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._copy(source, target)
+                return
+            else:
+                return
+        raise FileNotFoundError(errno.ENOENT, "its folder was removed again and again", str(target))
 
     def _copy(self, source: Path, target: Path) -> None:
         self._incoming.mkdir(parents=True, exist_ok=True)
@@ -92,7 +108,20 @@ class DirectoryObjectStore:
 
     async def delete(self, key: str) -> None:
         path = self._path(key)
-        await asyncio.to_thread(path.unlink, missing_ok=True)
+        await asyncio.to_thread(self._delete, path)
+
+    def _delete(self, path: Path) -> None:
+        """Removes the file and the folders that are empty without it: there is one for each session."""
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == self._objects:
+                return
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:  # not empty
+                return
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         for info in await asyncio.to_thread(self._below, prefix):
@@ -106,8 +135,8 @@ class DirectoryObjectStore:
                 path = Path(folder, name)
                 key = path.relative_to(self._objects).as_posix()
                 if key.startswith(prefix):
-                    stat = path.stat()
-                    found.append(ObjectInfo(key, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC)))
+                    with contextlib.suppress(NotFound):  # deleted since
+                        found.append(self._info(key, path))
         return found
 
     def local_path(self, key: str) -> Path | None:

@@ -7,6 +7,7 @@ a change that was delivered and is overwritten before its acknowledgement is rep
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import Generic, TypeVar
 
 import nats.errors
@@ -19,6 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from services.common.adapters.jetstream import AWAY, REQUEST_SECONDS, away, call, ensure_consumer
 from services.common.codec import Codec
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ACK_WAIT_SECONDS = 30
@@ -76,7 +78,11 @@ class _Delivery(Generic[T]):
     def __init__(self, message: Msg, key: str, codec: Codec[T]) -> None:
         self._message = message
         self.key = key
-        self.value: T | None = codec.decode(message.data) if message.data else None
+        self.value: T | None = None
+        try:
+            self.value = codec.decode(message.data) if message.data else None
+        except ValueError:  # as a wake-up it is as good as any
+            log.exception("changed record cannot be read", extra={"data": {"key": key}})
 
     async def ack(self) -> None:
         with contextlib.suppress(nats.errors.Error, *AWAY):

@@ -113,11 +113,11 @@ class JetStreamJobQueue:
                 await call(
                     self._js.publish(_subject(job), job.payload, stream=_STREAM, headers=dict(job.headers) or None)
                 )
-            except nats.js.errors.APIError as error:
-                if error.err_code == _ALREADY_QUEUED:
+            except (*AWAY, nats.js.errors.APIError) as error:
+                if getattr(error, "err_code", None) == _ALREADY_QUEUED:  # a 503, as "no leader" is
                     return False
-                raise
-            except AWAY as error:
+                if not isinstance(error, AWAY):
+                    raise
                 if asyncio.get_running_loop().time() >= deadline:
                     raise away("job queue") from error
                 await asyncio.sleep(0.1)
@@ -146,11 +146,11 @@ class JetStreamJobQueue:
             await call(self._js.delete_msg(_STREAM, message.seq or 0))
         except nats.js.errors.NotFoundError:
             return
+        except AWAY as error:
+            raise away("job queue") from error
         except nats.js.errors.APIError as error:
             if error.err_code != 10057:  # deleted by someone else in between
                 raise
-        except AWAY as error:
-            raise away("job queue") from error
 
     async def bury(self, job: Job, reason: str) -> None:
         headers = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
+import logging
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from services.common.adapters.jetstream import (
 from services.common.codec import Codec
 from services.common.state import Entry, RevisionConflict
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _OPERATION = "Twotruths-Operation"
@@ -140,7 +142,12 @@ class JetStreamStateStore(Generic[T]):
                 start = sequence + 1
                 if message.data and not _MARKERS & headers.keys():
                     key = headers["Nats-Subject"].removeprefix(self._subject(""))
-                    page.append(Entry(key, self._codec.decode(message.data), sequence))
+                    try:
+                        page.append(Entry(key, self._codec.decode(message.data), sequence))
+                    except ValueError:  # it must not hide the others
+                        log.exception(
+                            "record cannot be read", extra={"data": {"bucket": self._bucket, "key": key}}
+                        )
         finally:
             await answers.unsubscribe()
 
@@ -174,14 +181,6 @@ class JetStreamStateStore(Generic[T]):
                 ack = await call(
                     self._js.publish(self._subject(key), data, stream=f"KV_{self._bucket}", headers=dict(headers))
                 )
-            except nats.js.errors.APIError as error:
-                if not is_conflict(error):
-                    raise
-                # It may be our own earlier publish, whose answer was lost, that is in the way.
-                raw = await self._read(key)
-                if raw.operation == operation:
-                    return raw.revision
-                raise RevisionConflict(key) from None
             except AWAY as error:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise away(f"bucket {self._bucket}") from error
@@ -191,6 +190,14 @@ class JetStreamStateStore(Generic[T]):
                 if raw.revision != expected:
                     raise RevisionConflict(key) from None
                 await asyncio.sleep(0.1)
+            except nats.js.errors.APIError as error:
+                if not is_conflict(error):
+                    raise
+                # It may be our own earlier publish, whose answer was lost, that is in the way.
+                raw = await self._read(key)
+                if raw.operation == operation:
+                    return raw.revision
+                raise RevisionConflict(key) from None
             else:
                 return ack.seq
 

@@ -16,6 +16,7 @@ from services.common.adapters.jetstream import AWAY, round_trip
 from services.common.progress import Progress
 
 _BUFFER = 256
+_HUGE = 1 << 63  # what counts frames or bytes is less
 
 
 class NatsProgressBus:
@@ -36,12 +37,12 @@ class NatsProgressBus:
         queue: asyncio.Queue[Progress] = asyncio.Queue(_BUFFER)
 
         async def received(message: Msg) -> None:
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-                body = json.loads(message.data)
-                if queue.full():
-                    queue.get_nowait()
-                id_ = message.subject.rpartition(".")[2]
-                queue.put_nowait(Progress(kind, id_, body["unit"], body["done"], body["total"]))
+            hint = _read(kind, message)
+            if hint is None:
+                return
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(hint)
 
         subscription = await self._nc.subscribe(f"progress.{kind}.{id_}", cb=received)
         try:
@@ -51,6 +52,15 @@ class NatsProgressBus:
         finally:
             with contextlib.suppress(nats.errors.Error, *AWAY):
                 await subscription.unsubscribe()
+
+
+def _read(kind: str, message: Msg) -> Progress | None:
+    """The hint, None when it is none: whoever sent it, it must not stop whoever listens."""
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(message.data):
+            case {"unit": str(unit), "done": int(done), "total": int(total)} if abs(done) + abs(total) < _HUGE:
+                return Progress(kind, message.subject.rpartition(".")[2], unit, done, total)
+    return None
 
 
 class _Hints(AsyncIterator[Progress]):
