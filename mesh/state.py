@@ -85,6 +85,8 @@ class StateDirectory:
     def write(self, info: MeshInfo) -> None:
         """Replaces ``mesh.json``."""
         temporary = self._info.with_suffix(".json.new")
+        temporary.unlink(missing_ok=True)
+        temporary.touch(0o600)  # NATS_URL may hold a password
         temporary.write_text(json.dumps(asdict(info), indent=2) + "\n")
         temporary.replace(self._info)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.console import Console
 
 from mesh.board import Board, addresses
 from mesh.running import RunningMesh, running
 from mesh.state import StateDirectory
 from mesh.topology import Options
+from services.common.adapters.jetstream import without_secrets
 from services.common.keys import KeyRing
 
 USER = "dev"
@@ -39,7 +38,7 @@ def announce(console: Console, options: Options, mesh: RunningMesh) -> None:
     rows = {
         "gateway": info.gateway_url,
         **info.grpc_targets,
-        "nats": _without_secrets(info.nats_url),
+        "nats": without_secrets(info.nats_url),
         "logs": str(state.logs),
     }
     console.print(f"\nall {len(mesh.topology.specs)} processes are healthy", style="bold green", highlight=False)
@@ -50,7 +49,3 @@ def announce(console: Console, options: Options, mesh: RunningMesh) -> None:
     # Alone on its line and unwrapped: it is there to be copied.
     console.print(KeyRing(state.keys).player_token(USER), soft_wrap=True, highlight=False, markup=False)
     console.print("Ctrl-C stops everything", style="dim")
-
-
-def _without_secrets(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//", url)

@@ -33,6 +33,7 @@ def test_what_runs_is_read_back_and_forgotten(tmp_path: Path) -> None:
     state.write(info(os.getpid()))
     assert state.read() == info(os.getpid())
     assert info(os.getpid()).alive()
+    assert (tmp_path / "mesh.json").stat().st_mode & 0o777 == 0o600  # NATS_URL may hold a password
     state.forget()
     assert state.read() is None
     assert [path.name for path in tmp_path.iterdir()] == []

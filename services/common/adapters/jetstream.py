@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -55,7 +56,7 @@ async def connect(url: str, name: str) -> Client:
         if waited:
             log.debug("NATS: %s", error)
         else:
-            log.warning("waiting for NATS at %s: %s", url, error)
+            log.warning("waiting for NATS at %s: %s", without_secrets(url), error)
         waited = True
 
     while True:
@@ -79,6 +80,11 @@ async def connect(url: str, name: str) -> Client:
         else:
             waited = True  # from here on, what is lost and found is logged above
             return client
+
+
+def without_secrets(url: str) -> str:
+    """Server addresses without the users, passwords and tokens that may stand in them."""
+    return re.sub(r"//[^/,]*@", "//", url)
 
 
 async def call(operation: Coroutine[Any, Any, R]) -> R:
