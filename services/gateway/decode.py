@@ -18,7 +18,7 @@ from services.gateway.scalars import Wrong, scalar
 
 _MAX_ERRORS = 32
 _MAX_DEPTH = 32
-_MAX_DIGITS = 400  # as many as a double may have before its point
+_MAX_DIGITS = 4000  # Python reads 4300
 _WELL_KNOWN = "google.protobuf."
 
 

@@ -71,7 +71,6 @@ BODIES = [
     (b'{"filename":"a","filename":"b"}', JSON, "MALFORMED_JSON", []),
     (b'{"file_size":NaN}', JSON, "MALFORMED_JSON", []),
     (b"[" * 3000, JSON, "MALFORMED_JSON", []),
-    (b'{"file_size":%s}' % (b"9" * 5000), JSON, "MALFORMED_JSON", []),
     (b"1" * 4000, JSON, None, [""]),
     (b'{"file_size":' + b"9" * 30 + b"}", JSON, None, ["/file_size"]),
     (b"[]", JSON, None, [""]),

@@ -181,4 +181,4 @@ def test_any_bytes_are_json_or_a_problem(data: bytes) -> None:
 def test_a_number_of_thousands_of_digits_is_refused_in_our_words() -> None:
     problem = refusal(lambda: parse_json(b'{"file_size":%s}' % (b"9" * 5000)))
     assert problem is not None
-    assert problem.detail == "the body is not JSON: a number has more than 400 digits"
+    assert problem.detail == "the body is not JSON: a number has more than 4000 digits"
