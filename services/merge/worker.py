@@ -84,7 +84,23 @@ class MergeWorker:
 
     async def _handle(self, delivery: Delivery) -> None:
         """Does one job. A ServiceError leaves it to be delivered again."""
-        job = self._decode(delivery.job.payload)
+        try:
+            job = self._decode(delivery.job.payload)
+        except ValueError:  # a worker of another version may understand it; if none does, it is no job
+            log.exception("job cannot be read", extra={"data": {"job": delivery.job.id}})
+            if delivery.count <= MAX_DELIVERIES:
+                await delivery.release(self._queue.ack_wait)
+                return
+            await self._queue.bury(delivery.job, "it cannot be read")
+            await delivery.ack()
+            return
+        try:
+            await self._do(job, delivery)
+        except asyncio.CancelledError:
+            await delivery.release()
+            raise
+
+    async def _do(self, job: MergeJob, delivery: Delivery) -> None:
         key, token = owned_key(job.owner, job.session_id), uuid.uuid4().hex
         try:
             entry = await mutate(
@@ -101,11 +117,10 @@ class MergeWorker:
             if delivery.count > MAX_DELIVERIES:
                 raise MediaError(ErrorType.WORKER_LOST, "workers that took this job did not come back")
             outcome = await self._guarded(task, delivery, self._work_on(task, entry.value))
+            if not await self._finish(task, outcome):
+                return
         except MediaError as error:
             await self._give_up(task, error.error_type, error.message, retryable=error.retryable)
-        except asyncio.CancelledError:
-            await delivery.release()
-            raise
         except _ClaimLost:
             log.info("claim lost", extra={"data": {"job": delivery.job.id}})
             return
@@ -114,9 +129,6 @@ class MergeWorker:
         except Exception:
             log.exception("job failed", extra={"data": {"job": delivery.job.id}})
             await self._give_up(task, ErrorType.WORKER_FAILED, "the worker failed", retryable=True)
-        else:
-            if not await self._finish(task, outcome):
-                return
         await delivery.ack()
         await self._progress.publish(Progress(KIND, job.session_id))
 

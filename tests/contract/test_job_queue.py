@@ -57,7 +57,8 @@ async def test_publishing_waits_for_a_leader_to_be_elected(
     queue = JetStreamJobQueue(nats_client, ack_wait=1)
     await queue.ensure(KINDS)
     without_leader(monkeypatch, queue._js)
-    assert await queue.publish(job("1"))
+    await queue.publish(job("1"))
+    assert await queue.fetch(KINDS, 5) is not None
 
 
 async def test_a_job_that_nobody_keeps_is_delivered_again(queue: JobQueue) -> None:

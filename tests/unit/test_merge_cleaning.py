@@ -244,6 +244,16 @@ async def test_a_session_cancelled_beside_its_last_step_has_no_video(house: Hous
     assert await house.kept() == []
 
 
+async def test_what_a_controller_made_that_was_killed_before_the_session_was_cancelled_goes(house: House) -> None:
+    await house.put(WINNER)
+    await house.sessions.create(KEY, merged_session())
+    await house.controller._make_video(merged_session())
+    await house.merges.cancel("alice", ID)
+    await house.controller.reconcile(KEY)
+    assert await house.videos.get(video_id(ID)) is None
+    assert await house.kept() == []
+
+
 async def test_a_sweep_leaves_ended_sessions_alone_until_they_are_due(house: House) -> None:
     await house.sessions.create(KEY, failed_session())
     await house.controller.reconcile(KEY)

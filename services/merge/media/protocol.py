@@ -16,6 +16,8 @@ from services.merge.media.limits import Limits
 from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
 
 MAX_LINE_BYTES = 64 * 1024
+MAX_NUMBER = 1 << 53  # far above any size or count, and a record, JSON and a division can still hold it
+MAX_TEXT = 200
 
 
 class ProtocolError(Exception):
@@ -81,11 +83,11 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 
 def parse_progress(value: object) -> tuple[int, int]:
-    """Raises :class:`ProtocolError` unless the value is two whole numbers."""
+    """Raises :class:`ProtocolError` unless the value is two whole numbers that can be progress."""
     match value:
-        case [int(done), int(expected)]:
+        case [int(done), int(expected)] if 0 <= done <= expected <= MAX_NUMBER and expected:
             return done, expected
-    raise ProtocolError("progress must be two whole numbers")
+    raise ProtocolError("progress must be two whole numbers, done and expected")
 
 
 def parse_error(value: object) -> MediaError:
@@ -97,18 +99,26 @@ def parse_error(value: object) -> MediaError:
 
 
 def parse_result(kind: type[ResultT], value: object) -> ResultT:
-    """Build the expected dataclass. Raises :class:`ProtocolError` if a field is missing, foreign or mistyped."""
+    """Build the expected dataclass. Raises :class:`ProtocolError` if a field is missing, foreign, mistyped or
+    beyond what such a field can be."""
     if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
         raise ProtocolError(f"not the fields of a {kind.__name__}")
     for field in fields(kind):
         item = value[field.name]
         if field.type == "tuple[int, ...]" and isinstance(item, list):
             value[field.name] = tuple(item)
-            if not all(type(number) is int for number in item):
+            if not all(type(number) is int and _sane(number) for number in item):
                 raise ProtocolError(f"{field.name} must be whole numbers")
-        elif type(item).__name__ != field.type:
+        elif type(item).__name__ != field.type or not _sane(item):
             raise ProtocolError(f"{field.name} must be {field.type}")
     return kind(**value)
+
+
+def _sane(item: object) -> bool:
+    """Whether a number is none that breaks arithmetic later (negative, huge, not a number), a text no essay."""
+    if isinstance(item, int | float):
+        return 0 <= item <= MAX_NUMBER
+    return not isinstance(item, str) or len(item) <= MAX_TEXT
 
 
 def _line(message: dict[str, Any]) -> bytes:

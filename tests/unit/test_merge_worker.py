@@ -1,0 +1,165 @@
+"""What a worker lives through: jobs it cannot read, results it cannot write down, and being stopped at any step."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore
+from services.common.jobs import Job
+from services.common.state import Entry, owned_key
+from services.merge.domain import Clip, JobKind, Outcome, Session, Unit, UnitRef, UnitState
+from services.merge.jobs import KINDS, MergeJob, job_for
+from services.merge.media.protocol import MAX_NUMBER, ProtocolError, parse_progress, parse_result
+from services.merge.ports import OnProgress
+from services.merge.timeline import ClipInfo, MergedFile
+from services.merge.work import MergeWork
+from services.merge.worker import MergeWorker
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+KEY = owned_key("alice", "s")
+PROBED = Outcome(clip=ClipInfo("mp4", "h264", 1280, 720, 0, 3.0, 30.0, True, "aac"))
+
+
+class Sessions(MemoryStateStore[Session]):
+    """A store that a test can stop at one write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuse: UnitState | None = None
+        self.hang: UnitState | None = None
+        self.hanging = asyncio.Event()
+
+    async def update(self, key: str, value: Session, revision: int, *, ttl: float | None = None) -> Entry[Session]:
+        state = value.units[0].state
+        if state is self.hang:
+            self.hanging.set()
+            await asyncio.Event().wait()
+        if state is self.refuse:
+            raise ValueError("no such record")
+        return await super().update(key, value, revision, ttl=ttl)
+
+    async def unit(self) -> Unit:
+        entry = await self.get(KEY)
+        assert entry is not None
+        return entry.value.units[0]
+
+
+class QuickWork(MergeWork):
+    """Work that is done at once."""
+
+    def __init__(self) -> None:
+        """It needs no files."""
+
+    async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+        return PROBED
+
+
+def decode(payload: bytes) -> MergeJob:
+    if payload != b"probe":
+        raise ValueError("not of this version")
+    return MergeJob("s", "alice", JobKind.PROBE, 0, 0, 1)
+
+
+@pytest.fixture
+async def sessions() -> Sessions:
+    store = Sessions()
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW + timedelta(hours=1))
+    await store.create(KEY, replace(session, units=(Unit(JobKind.PROBE, 0, NOW),)))
+    return store
+
+
+async def published(sessions: Sessions, queue: MemoryJobQueue) -> None:
+    entry = await sessions.get(KEY)
+    assert entry is not None
+    await queue.publish(job_for(entry.value, entry.value.units[0], lambda _: b"probe"))
+
+
+def start(sessions: Sessions, queue: MemoryJobQueue) -> asyncio.Task[None]:
+    progress = MemoryProgressBus()
+    worker = MergeWorker(sessions, queue, progress, QuickWork(), clock=lambda: NOW, decode=decode)
+    return asyncio.create_task(worker.run())
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    assert not task.done(), "it did not live through it"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_job_that_cannot_be_read_is_left_to_others_and_then_buried(sessions: Sessions) -> None:
+    queue = MemoryJobQueue(ack_wait=0.01)
+    await queue.publish(Job("merge", "strange", b"of another version"))
+    await published(sessions, queue)
+    task = start(sessions, queue)
+    async with asyncio.timeout(10):
+        while not queue.dead:
+            await asyncio.sleep(0.01)
+    assert [job.id for job, _ in queue.dead] == ["strange"]
+    assert (await sessions.unit()).state is UnitState.DONE, "the others' jobs are done meanwhile"
+    await stop(task)
+
+
+@pytest.mark.parametrize("step", [UnitState.CLAIMED, UnitState.DONE])
+async def test_a_worker_stopped_while_it_writes_gives_its_job_back_at_once(
+    sessions: Sessions, step: UnitState
+) -> None:
+    queue, sessions.hang = MemoryJobQueue(ack_wait=30), step
+    await published(sessions, queue)
+    task = start(sessions, queue)
+    async with asyncio.timeout(10):
+        await sessions.hanging.wait()
+    await stop(task)
+    again = await queue.fetch(KINDS, 1)
+    assert again is not None
+    assert again.count == 2
+
+
+async def test_a_result_that_cannot_be_written_down_is_a_failed_attempt(sessions: Sessions) -> None:
+    queue, sessions.refuse = MemoryJobQueue(ack_wait=30), UnitState.DONE
+    await published(sessions, queue)
+    task = start(sessions, queue)
+    async with asyncio.timeout(10):
+        while (await sessions.unit()).state is not UnitState.FAILED:
+            await asyncio.sleep(0.01)
+    await stop(task)
+    unit = await sessions.unit()
+    assert (unit.error_type, unit.retryable) == ("worker_failed", True)
+
+
+@pytest.mark.parametrize("value", [[-1, 5], [6, 5], [0, 0], [1, MAX_NUMBER + 1], [1.0, 2], ["1", "2"], [1], None])
+def test_progress_that_cannot_be_is_a_broken_child(value: object) -> None:
+    with pytest.raises(ProtocolError):
+        parse_progress(value)
+    assert parse_progress([0, 5]) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": -1},
+        {"size": 10**400},
+        {"size": True},
+        {"frames": [90, -90]},
+        {"frames": [10**400]},
+        {"sha256": "0" * 10_000},
+        {"sha256": 0},
+        {"more": 1},
+    ],
+)
+def test_a_result_that_cannot_be_is_a_broken_child(wrong: dict[str, object]) -> None:
+    right: dict[str, object] = {"frames": [90], "width": 1280, "height": 720, "size": 9, "sha256": "0" * 64}
+    assert parse_result(MergedFile, dict(right)) == MergedFile((90,), 1280, 720, 9, "0" * 64)
+    with pytest.raises(ProtocolError):
+        parse_result(MergedFile, right | wrong)
+
+
+@pytest.mark.parametrize("duration", [float("nan"), float("inf"), -1.0])
+def test_a_clip_lasts_a_number_of_seconds(duration: float) -> None:
+    right = {field: getattr(PROBED.clip, field) for field in ClipInfo.__slots__}
+    with pytest.raises(ProtocolError):
+        parse_result(ClipInfo, right | {"duration": duration})
