@@ -7,22 +7,24 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 
 class Scratch:
     """Folders of one worker below ``root``. The worker holds a lock on its own; a folder nobody locks is left
-    from a worker that died."""
+    from a worker that died. The root's lock keeps workers that start together from taking a folder that its owner
+    has yet to lock for such a one."""
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(root)
-        self._own = root / uuid.uuid4().hex
-        self._own.mkdir()
-        self._lock = os.open(self._own, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _locked(root):
+            _remove_abandoned(root)
+            self._own = root / uuid.uuid4().hex
+            self._own.mkdir()
+            self._lock = os.open(self._own, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
@@ -38,6 +40,16 @@ class Scratch:
         """Removes the worker's folder."""
         shutil.rmtree(self._own, ignore_errors=True)
         os.close(self._lock)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a worker lives through: jobs it cannot read, results it cannot write down, and being stopped at any step."""
+"""What a worker lives through: unreadable jobs, results that cannot be written down, being stopped at any step."""
 
 from __future__ import annotations
 
