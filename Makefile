@@ -56,7 +56,7 @@ $(STAMP): requirements/dev.txt pyproject.toml hatch_build.py $(shell find protos
 	  { echo "Python 3.11 or newer is needed: apt install python3, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "Python's venv module is missing: apt install python3-venv"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)  # pip comes last: a setup that was cut off begins again
 	@echo "installing into $(VENV) (a minute or so, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
