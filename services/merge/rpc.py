@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
@@ -74,8 +75,10 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
     async def WatchMerge(  # noqa: N802  the contract's name
         self, request: merge_service_pb2.WatchMergeRequest, rpc: Rpc
     ) -> AsyncIterator[merge_service_pb2.WatchMergeResponse]:
-        async for view in self._sessions.watch(context.owner(request.owner), request.merge_session_id):
-            yield merge_service_pb2.WatchMergeResponse(merge_session=_session(view))
+        # aclosing: a watcher that leaves takes its subscriptions along now, not when they are collected.
+        async with aclosing(self._sessions.watch(context.owner(request.owner), request.merge_session_id)) as views:
+            async for view in views:
+                yield merge_service_pb2.WatchMergeResponse(merge_session=_session(view))
 
     async def RetryMerge(  # noqa: N802  the contract's name
         self, request: merge_service_pb2.RetryMergeRequest, rpc: Rpc

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -120,7 +120,7 @@ class MergeSessions:
             raise _not_found()
         return await self._view(entry.value)
 
-    async def watch(self, owner: str, session_id: str) -> AsyncIterator[SessionView]:
+    async def watch(self, owner: str, session_id: str) -> AsyncGenerator[SessionView, None]:
         """The session now and at each change, until it is completed, failed or cancelled. Raises NotFound."""
         changed = asyncio.Event()
         async with AsyncExitStack() as stack:

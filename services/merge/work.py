@@ -47,7 +47,7 @@ class MergeWork:
         source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
         clip = await self._media.normalise(source, target, session.canvas, session.quality, on_progress)
         key = f"merges/{session.id}/{unit_name(ref.kind, ref.clip_index)}-{token}.mov"
-        await self._objects.put_file(key, target)
+        await self._store(key, target)
         return Outcome(object_key=key, size=clip.size, sha256=clip.sha256, frames=(clip.frames,))
 
     async def _merge(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
@@ -59,7 +59,7 @@ class MergeWork:
             sources.append(await self._fetch(made.object_key, folder / f"clip{clip.index}.mov"))
         merged = await self._media.merge(sources, target, session.quality, on_progress)
         key = f"videos/{session.id}/{token}.mp4"
-        await self._objects.put_file(key, target)
+        await self._store(key, target)
         return Outcome(
             object_key=key,
             size=merged.size,
@@ -68,6 +68,17 @@ class MergeWork:
             width=merged.width,
             height=merged.height,
         )
+
+    async def _store(self, key: str, file: Path) -> None:
+        """Stores a file. Cancelled, it leaves none: it may be there already, or appear out of a thread that nothing
+        can stop, and after its session was cleaned up it would stay for ever."""
+        storing = asyncio.ensure_future(self._objects.put_file(key, file))
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            await asyncio.gather(storing, return_exceptions=True)
+            await self._objects.delete(key)
+            raise
 
     async def _fetch(self, key: str, target: Path) -> Path:
         """The object as a file of this machine: where it is, or copied to ``target``."""

@@ -55,7 +55,7 @@ async def test_list_gives_the_keys_below_a_prefix(store: ObjectStore, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "key", ["", "/a", "a/", "../a", "a/../b", "a//b", ".hidden", "a\0b", "a b", "é", "a" * 600]
+    "key", ["", "/a", "a/", "../a", "a/../b", "a//b", ".hidden", "a\0b", "a b", "a\n", "é", "a" * 600]
 )
 async def test_a_key_that_is_no_key_is_refused(store: ObjectStore, tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="not an object key"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from services.merge.domain import (
     WHOLE_SESSION,
     Clip,
+    Failure,
     JobKind,
     Outcome,
     Priority,
@@ -24,6 +25,7 @@ from services.merge.domain import (
     cancel,
     claim,
     complete,
+    fail,
     finish,
     give_up,
     holds_claim,
@@ -280,6 +282,18 @@ def test_progress_never_falls_from_the_first_byte_to_the_video() -> None:
     assert look(complete(session, "video", NOW), {}) is OverallStatus.COMPLETED
     assert seen[0] == 0.0
     assert seen[-1] == 100.0
+
+
+def test_a_cancelled_session_waits_for_no_clip_and_offers_no_retry() -> None:
+    session = plan(new_session(), uploaded(0), NOW)
+    ref = UnitRef(JobKind.PROBE, 0, 0, 1)
+    session = claim(session, ref, "t", 1, NOW)
+    session = give_up(session, ref, "t", "limit_exceeded", "too much", retryable=True, now=NOW)
+    failed = fail(session, Failure("limit_exceeded", "too much", NOW, retry_available=True, clip_index=0), NOW)
+    shown = view(cancel(failed, NOW), {}, lambda *_: 0.0)
+    assert shown.status is OverallStatus.CANCELLED
+    assert {clip.status for clip in shown.clips} == {ClipStatus.CANCELLED}
+    assert shown.session.failure is None
 
 
 def test_a_refused_clip_is_named_in_the_status() -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore
 from services.common.jobs import Job
+from services.common.objects import ObjectInfo
 from services.common.state import Entry, owned_key
 from services.merge.domain import Clip, JobKind, Outcome, Session, Unit, UnitRef, UnitState
 from services.merge.jobs import KINDS, MergeJob, job_for
 from services.merge.media.protocol import MAX_NUMBER, ProtocolError, parse_progress, parse_result
 from services.merge.ports import OnProgress
-from services.merge.timeline import ClipInfo, MergedFile
+from services.merge.scratch import Scratch
+from services.merge.timeline import Canvas, ClipInfo, MergedFile
 from services.merge.work import MergeWork
 from services.merge.worker import MergeWorker
+from tests.rpc.merge_world import SteeredMedia
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = owned_key("alice", "s")
@@ -129,6 +135,34 @@ async def test_a_result_that_cannot_be_written_down_is_a_failed_attempt(sessions
     await stop(task)
     unit = await sessions.unit()
     assert (unit.error_type, unit.retryable) == ("worker_failed", True)
+
+
+async def test_a_job_that_is_stopped_while_its_file_is_being_stored_leaves_none(tmp_path: Path) -> None:
+    storing, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class SlowObjects(DirectoryObjectStore):
+        def _put(self, key: str, source: Path) -> ObjectInfo:
+            stored = super()._put(key, source)
+            loop.call_soon_threadsafe(storing.set)
+            go_on.wait(10)  # the disk is slow to say that it has it
+            return stored
+
+    (tmp_path / "clip").write_bytes(b"clip")
+    await DirectoryObjectStore(tmp_path).put_file("uploads/a", tmp_path / "clip")
+    objects, scratch = SlowObjects(tmp_path), Scratch(tmp_path / "scratch")
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64))
+    ref = UnitRef(JobKind.NORMALISE, 0, 0, 1)
+    work = MergeWork(objects, SteeredMedia(), scratch)
+    doing = asyncio.create_task(work.do(session, ref, "token", lambda *_: None))
+    await storing.wait()
+    doing.cancel()
+    loop.call_later(0.05, go_on.set)
+    await asyncio.gather(doing, return_exceptions=True)
+    assert doing.cancelled()
+    assert [info.key async for info in objects.list("")] == ["uploads/a"]
+    scratch.close()
 
 
 @pytest.mark.parametrize("value", [[-1, 5], [6, 5], [0, 0], [1, MAX_NUMBER + 1], [1.0, 2], ["1", "2"], [1], None])

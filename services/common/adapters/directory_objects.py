@@ -20,7 +20,7 @@ from pathlib import Path
 from services.common.errors import NotFound, ResourceExhausted
 from services.common.objects import ObjectInfo
 
-_KEY = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _PIECE = 1 << 20
 _ATTEMPTS = 20  # while others delete the last object beside ours, and the folder with it
 
@@ -144,7 +144,7 @@ class DirectoryObjectStore:
         return path if path.is_file() else None
 
     def _path(self, key: str) -> Path:
-        if not _KEY.match(key) or len(key) > 512:
+        if not _KEY.fullmatch(key) or len(key) > 512:
             raise ValueError(f"not an object key: {key!r}")
         return self._objects / key
 
