@@ -70,7 +70,7 @@ class MergeWork:
         )
 
     async def _store(self, key: str, file: Path) -> None:
-        """Stores a file. Cancelled, it leaves none: it may be there already, or appear out of a thread that nothing
+        """Stores a file. Cancelled, it leaves none: it may be there already, or appear from a thread that nothing
         can stop, and after its session was cleaned up it would stay for ever."""
         storing = asyncio.ensure_future(self._objects.put_file(key, file))
         try:
