@@ -177,6 +177,20 @@ async def test_a_record_that_cannot_be_read_hides_no_other_and_stops_nobody(nats
     await feed.close()
 
 
+async def test_a_closed_feed_leaves_no_pull_behind(nats_client: Client) -> None:
+    await JetStreamStateStore(nats_client, "notes", NoteCodec()).ensure()
+    feed = JetStreamChangeFeed(nats_client, "notes", "reader", NoteCodec())
+    await feed.ensure()
+    waiting = asyncio.create_task(feed.next(30))
+    async with asyncio.timeout(10):
+        while feed._pull is None:
+            await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await feed.close()
+    assert feed._pull.done()
+
+
 async def test_a_write_waits_for_a_leader_to_be_elected(
     nats_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import nats
@@ -87,7 +87,7 @@ def without_secrets(url: str) -> str:
     return re.sub(r"//[^/,]*@", "//", url)
 
 
-async def call(operation: Coroutine[Any, Any, R]) -> R:
+async def call(operation: Awaitable[R]) -> R:
     """Runs a call of nats-py in a task of its own, which a cancellation of ours leaves alone.
 
     Two traps of nats-py 2.16 make that necessary. It waits with ``asyncio.wait_for``, which up to Python 3.11

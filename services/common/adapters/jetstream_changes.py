@@ -6,6 +6,7 @@ a change that was delivered and is overwritten before its acknowledgement is rep
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import Generic, TypeVar
@@ -36,6 +37,7 @@ class JetStreamChangeFeed(Generic[T]):
         self._durable = durable
         self._codec = codec
         self._subscription: JetStreamContext.PullSubscription | None = None
+        self._pull: asyncio.Future[list[Msg]] | None = None
         self._empty = 0
 
     async def ensure(self) -> None:
@@ -56,7 +58,8 @@ class JetStreamChangeFeed(Generic[T]):
         try:
             if self._subscription is None:
                 self._subscription = await call(self._js.pull_subscribe_bind(self._durable, f"KV_{self._bucket}"))
-            (message,) = await call(self._subscription.fetch(1, timeout=timeout))
+            self._pull = asyncio.ensure_future(self._subscription.fetch(1, timeout=timeout))
+            (message,) = await call(self._pull)
         except TimeoutError:
             self._empty += 1
             if self._empty % _ENSURE_EVERY == 0:
@@ -72,6 +75,9 @@ class JetStreamChangeFeed(Generic[T]):
         if self._subscription is not None:
             with contextlib.suppress(nats.errors.Error, *AWAY):
                 await self._subscription.unsubscribe()
+        if self._pull is not None:  # nobody waits for it any more; the end of the loop would be its error
+            self._pull.cancel()
+            await asyncio.wait([self._pull])
 
 
 class _Delivery(Generic[T]):
