@@ -194,6 +194,17 @@ async def test_an_object_that_is_gone_is_not_found(world: World) -> None:
         assert response.status == 404
 
 
+async def test_an_object_that_is_not_as_long_as_its_record_is_not_sent(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path) as world:
+        video = await world.add_video(b"abcdef")
+        path = world.store.local_path(f"videos/{video}/v.mp4")
+        assert path is not None
+        path.write_bytes(b"abc")
+        async with world.call("GET", f"/api/v1/media/stream/{video}", headers={"Range": "bytes=0-1"}) as response:
+            assert response.status == 500
+            assert (await response.json(content_type=None))["reason"] == "INTERNAL"
+
+
 async def test_an_empty_file_is_served_and_has_no_ranges(world: World) -> None:
     video = await world.add_video(b"")
     async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
