@@ -1,12 +1,13 @@
 """The fixed grid of an upload: part n is the bytes [n·P, min((n+1)·P, size)) of the file.
 
 P, the chunk size, never changes after initiate, so a part's place and length follow from its number alone
-and parts may arrive in any order.
+and parts may arrive in any order. Bytes that are appended are cut on the same grid; those of the last part that
+is not whole yet are the upload's *tail*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from services.common.errors import AlreadyExists, FailedPrecondition, FieldViolation, InvalidArgument, OutOfRange
@@ -22,6 +23,15 @@ class Part:
     number: int
     length: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The first ``length`` bytes (at least 1) of part ``number`` are stored, the part is not whole yet. All parts
+    before it are."""
+
+    number: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,25 @@ class Grid:
         """The part's length in bytes. Raises OutOfRange."""
         start, end = self.bounds(number)
         return end - start
+
+    def offset(self, numbers: Iterable[int], tail: Tail | None = None) -> int:
+        """How many bytes are stored from the start without a gap, given the stored parts and the tail."""
+        present = set(numbers)
+        first = next(n for n in range(self.total + 1) if n not in present)
+        within = tail.length if tail is not None and tail.number == first else 0
+        return min(first * self.chunk_size + within, self.size)
+
+    def cut(self, offset: int, piece: bytes) -> Iterator[tuple[int, memoryview]]:
+        """Bytes that lie at ``offset`` of the file: what belongs to one part each, with the part's number. Raises
+        InvalidArgument (LENGTH_EXCEEDED) when they reach beyond the file's end."""
+        if offset + len(piece) > self.size:
+            raise InvalidArgument.field("data", f"the file has {self.size} bytes", reason=Reason.LENGTH_EXCEEDED)
+        rest = memoryview(piece)
+        while rest:
+            number, within = divmod(offset, self.chunk_size)
+            taken = rest[: self.chunk_size - within]
+            yield number, taken
+            rest, offset = rest[len(taken) :], offset + len(taken)
 
     def remaining(self, numbers: Iterable[int]) -> tuple[int, ...]:
         """The numbers that are not among ``numbers``, ascending."""

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from services.common.progress import ProgressBus
 from services.common.state import StateStore
 from services.upload.domain import Upload, Whole
-from services.upload.grid import Grid, Part
+from services.upload.grid import Grid, Part, Tail
 
 UploadStore: TypeAlias = StateStore[Upload]
 """The records, at ``owned_key(owner, id)``."""
@@ -21,16 +21,29 @@ Hints: TypeAlias = ProgressBus
 Confirm: TypeAlias = Callable[[Part], Awaitable[None]]
 """Called with a part that was received whole, before it counts as stored; raises to refuse it."""
 
+Admit: TypeAlias = Callable[[int], Awaitable[Grid]]
+"""Called with the offset that the upload has reached, while nobody else appends to it; answers the grid to go on
+with (another one when the upload's length was told only now), or raises to refuse the append."""
+
+Counting: TypeAlias = Callable[[], Awaitable[None]]
+"""Called before appended bytes count; raises to refuse them."""
+
 Check: TypeAlias = Callable[[Whole], None]
 """Called with the assembled file before it becomes an object; raises to refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The parts that are stored, in any order, and when the last one came (None without parts)."""
+    """The parts that are stored, in any order, and when the last bytes came (None without any). ``tail``: what is
+    stored of the first part that is missing, if anything."""
 
     parts: tuple[Part, ...] = ()
     changed_at: datetime | None = None
+    tail: Tail | None = None
+
+    def offset(self, grid: Grid) -> int:
+        """How many bytes are stored from the start without a gap."""
+        return grid.offset((part.number for part in self.parts), self.tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +73,43 @@ class PartStore(Protocol):
         self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
     ) -> StoredPart:
         """Stores a part if there is none: hashes ``pieces`` as they come, never holding the part whole, awaits
-        ``confirm`` and only then lets the part exist. The same bytes again write nothing.
+        ``confirm`` and only then lets the part exist. The same bytes again write nothing. Over a tail the part
+        must begin with the tail's bytes; it then takes the tail's place.
 
         Of two writers of one part the newer goes on. Raises OutOfRange (CHUNK_OUT_OF_RANGE), InvalidArgument
-        (CHUNK_SIZE_MISMATCH), AlreadyExists (CHUNK_CONFLICT: other bytes are stored, they stay), Aborted
+        (CHUNK_SIZE_MISMATCH), AlreadyExists (CHUNK_CONFLICT: other bytes are stored, also in a
+        tail; they stay), Aborted
         (CHUNK_SUPERSEDED), FailedPrecondition (UPLOAD_CLOSED: discarded meanwhile), ResourceExhausted
         (STORAGE_FULL: what was stored before is intact), and what ``pieces`` and ``confirm`` raise.
         """
 
+    async def append_tail(
+        self,
+        upload: str,
+        grid: Grid,
+        admit: Admit,
+        pieces: AsyncIterator[bytes],
+        count: Counting,
+        *,
+        at_once: bool = False,
+    ) -> int:
+        """Stores bytes at the end of what is stored without a gap, and answers the offset reached.
+
+        Awaits ``admit`` with the offset, then takes ``pieces`` as they come, cut on the grid. Each piece that was
+        taken counts as the tail and survives a kill, also when ``pieces`` raises later. A tail that reaches its
+        part's length becomes the part, after ``count`` was awaited; so it does without any piece. Bytes for a
+        part that is stored already must be that part's, and write nothing.
+
+        ``at_once``: no byte counts until ``pieces`` ended and ``count``, awaited once, agreed.
+
+        Of two that append to one upload, or that write one part, the newer goes on. Raises InvalidArgument
+        (LENGTH_EXCEEDED: what came before the piece that is too long stays), AlreadyExists (CHUNK_CONFLICT),
+        Aborted (CHUNK_SUPERSEDED), FailedPrecondition (UPLOAD_CLOSED: discarded meanwhile), ResourceExhausted
+        (STORAGE_FULL), and what ``admit``, ``pieces`` and ``count`` raise.
+        """
+
     async def list_parts(self, upload: str, grid: Grid) -> Ledger:
-        """The parts that exist; none for an upload that is not known."""
+        """The parts that exist and the tail; none for an upload that is not known."""
 
     async def assemble(
         self, upload: str, grid: Grid, manifest: tuple[Part, ...], object_key: str, check: Check

@@ -33,7 +33,7 @@ from services.common.errors import (
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.memory_parts import MemoryPartStore
 from services.upload.domain import Whole
-from services.upload.grid import Grid, Part
+from services.upload.grid import Grid, Part, Tail
 from services.upload.ports import PartStore, StoredPart
 from services.upload.reasons import Reason
 
@@ -96,6 +96,32 @@ async def read(objects: DirectoryObjectStore) -> bytes:
 
 async def numbers(store: PartStore) -> list[int]:
     return sorted(part.number for part in (await store.list_parts(UPLOAD, GRID)).parts)
+
+
+async def append(
+    store: PartStore,
+    data: bytes,
+    *,
+    at: int | None = None,
+    at_once: bool = False,
+    size: int = 300,
+    grid: Grid = GRID,
+) -> int:
+    """Appends where the upload stands, which must be ``at`` if that is given."""
+
+    async def admit(offset: int) -> Grid:
+        assert at in {None, offset}
+        return grid
+
+    return await store.append_tail(UPLOAD, grid, admit, pieces_of(data, size), count, at_once=at_once)
+
+
+async def count() -> None:
+    """Lets appended bytes count."""
+
+
+async def tail(store: PartStore) -> Tail | None:
+    return (await store.list_parts(UPLOAD, GRID)).tail
 
 
 async def test_parts_in_any_order_become_the_file(store: PartStore, objects: DirectoryObjectStore) -> None:
@@ -293,11 +319,177 @@ async def test_a_part_confirmed_while_its_upload_is_discarded_does_not_count(sto
     assert await numbers(store) == []
 
 
+async def test_appended_bytes_fill_the_tail_and_become_the_parts(
+    store: PartStore, objects: DirectoryObjectStore
+) -> None:
+    assert await append(store, BODY[:250], at=0) == 250
+    ledger = await store.list_parts(UPLOAD, GRID)
+    assert (ledger.parts, ledger.tail, ledger.offset(GRID)) == ((), Tail(0, 250), 250)
+    assert ledger.changed_at is not None
+    assert await append(store, b"", at=250) == 250
+    assert await append(store, BODY[250:2100], at=250, size=700) == 2100
+    assert (await numbers(store), await tail(store)) == ([0, 1], Tail(2, 100))
+    assert await append(store, BODY[2100:], at=2100) == 2500
+    assert await tail(store) is None
+    parts = await manifest(store)
+    assert [p.sha256 for p in parts] == [hashlib.sha256(chunk(n)).hexdigest() for n in range(3)]
+    await store.assemble(UPLOAD, GRID, parts, KEY, accept)
+    assert await read(objects) == BODY
+
+
+async def test_what_was_appended_before_the_bytes_broke_off_stays(store: PartStore) -> None:
+    async def breaking(start: int = 0) -> AsyncIterator[bytes]:
+        yield BODY[start : start + 1200]
+        yield BODY[start + 1200 : 1300]
+        raise ConnectionResetError
+
+    async def admit(offset: int) -> Grid:
+        return GRID
+
+    with pytest.raises(ConnectionResetError):
+        await store.append_tail(UPLOAD, GRID, admit, breaking(), count)
+    assert (await numbers(store), await tail(store)) == ([0], Tail(1, 300))
+    with pytest.raises(ConnectionResetError):
+        await store.append_tail(UPLOAD, GRID, admit, breaking(1300), count, at_once=True)
+    assert (await numbers(store), await tail(store)) == ([0], Tail(1, 300))
+    assert await append(store, BODY[1300:], at=1300) == 2500
+
+
+async def test_bytes_that_count_at_once_count_all_or_not_at_all(
+    store: PartStore, objects: DirectoryObjectStore
+) -> None:
+    async def refuse() -> None:
+        raise ValueError("wrong checksum")
+
+    async def admit(offset: int) -> Grid:
+        assert offset == 400
+        return GRID
+
+    await append(store, BODY[:400])
+    with pytest.raises(ValueError, match="wrong checksum"):
+        await store.append_tail(UPLOAD, GRID, admit, pieces_of(bytes(1700)), refuse, at_once=True)
+    assert (await numbers(store), await tail(store)) == ([], Tail(0, 400))
+    assert await append(store, BODY[400:2100], at=400, at_once=True) == 2100
+    assert (await numbers(store), await tail(store)) == ([0, 1], Tail(2, 100))
+    await append(store, BODY[2100:], at=2100, at_once=True)
+    await store.assemble(UPLOAD, GRID, await manifest(store), KEY, accept)
+    assert await read(objects) == BODY
+
+
+async def test_a_part_over_a_tail_must_begin_with_its_bytes(
+    store: PartStore, objects: DirectoryObjectStore
+) -> None:
+    await append(store, BODY[:1400])
+    with pytest.raises(AlreadyExists) as refusal:
+        await put(store, 1, chunk(1)[:399] + bytes(601))
+    assert refusal.value.reason == Reason.CHUNK_CONFLICT
+    with pytest.raises(InvalidArgument):
+        await put(store, 1, chunk(1)[:999])
+    assert await tail(store) == Tail(1, 400)
+    assert not (await put(store, 1)).existed
+    assert await tail(store) is None
+    assert await append(store, BODY[2000:2100], at=2000) == 2100
+    assert await tail(store) == Tail(2, 100)
+    assert not (await put(store, 2)).existed
+    await store.assemble(UPLOAD, GRID, await manifest(store), KEY, accept)
+    assert await read(objects) == BODY
+
+
+async def test_bytes_appended_over_a_stored_part_must_be_its_bytes(store: PartStore) -> None:
+    await put(store, 1)
+    with pytest.raises(AlreadyExists) as refusal:
+        await append(store, BODY[:1200] + bytes(100), at=0)
+    assert refusal.value.reason == Reason.CHUNK_CONFLICT
+    assert (await numbers(store), (await store.list_parts(UPLOAD, GRID)).offset(GRID)) == ([0, 1], 2000)
+    other = "other.upload"
+    await store.put_part(other, GRID, 1, pieces_of(chunk(1)), agree)
+
+    async def admit(offset: int) -> Grid:
+        return GRID
+
+    for at_once in (False, True):  # one that ends within the stored part has reached that part's end
+        assert await store.append_tail(other, GRID, admit, pieces_of(BODY[:1200]), count, at_once=at_once) == 2000
+        await store.discard(other)
+        await store.put_part(other, GRID, 1, pieces_of(chunk(1)), agree)
+
+
+async def test_more_bytes_than_the_file_has_are_refused_and_those_before_stay(store: PartStore) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        await append(store, BODY + bytes(300))
+    assert refusal.value.reason == Reason.LENGTH_EXCEEDED
+    assert await append(store, BODY[2400:], at=2400) == 2500
+    with pytest.raises(InvalidArgument):
+        await append(store, b"x", at=2500)
+    await manifest(store)
+
+
+async def test_a_tail_that_turns_out_to_be_the_last_part_becomes_it(
+    store: PartStore, objects: DirectoryObjectStore
+) -> None:
+    unbounded = Grid(1 << 40, GRID.chunk_size)
+    assert await append(store, BODY, grid=unbounded) == 2500
+
+    async def told(offset: int) -> Grid:
+        assert offset == 2500
+        return GRID
+
+    assert await store.append_tail(UPLOAD, unbounded, told, pieces_of(b""), count) == 2500
+    await store.assemble(UPLOAD, GRID, await manifest(store), KEY, accept)
+    assert await read(objects) == BODY
+
+
+async def test_a_refused_append_leaves_everything_as_it_was(store: PartStore) -> None:
+    await append(store, BODY[:100])
+
+    async def refuse(offset: int) -> Grid:
+        raise Aborted(str(offset))
+
+    async def closed() -> None:
+        raise FailedPrecondition("closed meanwhile")
+
+    async def admit(offset: int) -> Grid:
+        return GRID
+
+    with pytest.raises(Aborted, match="100"):
+        await store.append_tail(UPLOAD, GRID, refuse, pieces_of(b"x"), count)
+    with pytest.raises(FailedPrecondition, match="closed meanwhile"):
+        await store.append_tail(UPLOAD, GRID, admit, pieces_of(BODY[100:1000]), closed)
+    assert await numbers(store) == []
+    rest = BODY[(await store.list_parts(UPLOAD, GRID)).offset(GRID) :]
+    assert await append(store, rest) == 2500
+    assert len(await manifest(store)) == 3
+
+
+async def test_of_two_that_append_the_newer_goes_on_where_the_older_was(store: PartStore) -> None:
+    waits = asyncio.Event()
+
+    async def silent() -> AsyncIterator[bytes]:
+        yield BODY[:1300]
+        waits.set()
+        await asyncio.Event().wait()
+
+    async def admit(offset: int) -> Grid:
+        return GRID
+
+    for _ in range(2):
+        older = asyncio.create_task(store.append_tail(UPLOAD, GRID, admit, silent(), count))
+        await waits.wait()
+        waits.clear()
+        async with asyncio.timeout(5):
+            if await numbers(store) == [0]:
+                assert await append(store, BODY[1300:1400], at=1300) == 1400
+            with pytest.raises((Aborted, FailedPrecondition)):
+                await older
+        await store.discard(UPLOAD)
+    assert await numbers(store) == []
+
+
 # The directory alone: what a process leaves behind when it is killed, and what a disk refuses.
 
 
 CRASHES = {
     "between data and receipt": "confirm",
+    "within an append": "append",
     "between assembling and rename": "check",
     "after the rename": "renamed",
 }
@@ -333,6 +525,15 @@ SCRIPT = """
 
                 await store.put_part(upload, grid, number, pieces(), confirm)
                 print(number, flush=True)
+                if number == 1 and point == "append":
+                    async def admit(offset):
+                        return grid
+
+                    async def breaking():
+                        yield body[2000:2300]
+                        die("append")
+
+                    await store.append_tail(upload, grid, admit, breaking(), None)
             manifest = grid.manifest((await store.list_parts(upload, grid)).parts)
             await store.assemble(upload, grid, manifest, key, lambda whole: die("check"))
 
@@ -354,7 +555,9 @@ async def test_a_kill_loses_no_acknowledged_part_and_complete_can_be_done_again(
     assert crash.returncode == -signal.SIGKILL
     acknowledged = [int(line) for line in crash.stdout.split()]
     with DirectoryPartStore(tmp_path, objects) as store:
-        assert await numbers(store) == acknowledged == ([0, 1] if point == "confirm" else [0, 1, 2])
+        assert await numbers(store) == acknowledged == ([0, 1] if point in {"confirm", "append"} else [0, 1, 2])
+        if point == "append":
+            assert await append(store, BODY[2300:], at=2300) == 2500
         if point == "confirm":
             assert not (await put(store, 2)).existed
         whole = await store.assemble(UPLOAD, GRID, await manifest(store), KEY, accept)
@@ -379,6 +582,28 @@ def disk_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_tail_is_taken_up_after_a_restart(tmp_path: Path, objects: DirectoryObjectStore) -> None:
+    for start in range(0, GRID.size, 130):
+        with DirectoryPartStore(tmp_path, objects) as store:
+            assert await append(store, BODY[start : start + 130], at=start) == min(start + 130, GRID.size)
+    with DirectoryPartStore(tmp_path, objects) as store:
+        await store.assemble(UPLOAD, GRID, await manifest(store), KEY, accept)
+    assert await read(objects) == BODY
+
+
+async def test_a_full_disk_keeps_the_tail_and_goes_on_when_there_is_room(
+    tmp_path: Path, objects: DirectoryObjectStore
+) -> None:
+    with DirectoryPartStore(tmp_path, objects) as store:
+        with disk_limit(1500), pytest.raises(ResourceExhausted) as refusal:
+            await append(store, BODY, size=400)
+        assert refusal.value.reason == Reason.STORAGE_FULL
+        assert await tail(store) == Tail(1, 200)
+        assert await append(store, BODY[1200:], at=1200) == 2500
+        await store.assemble(UPLOAD, GRID, await manifest(store), KEY, accept)
+    assert await read(objects) == BODY
 
 
 async def test_a_full_disk_keeps_earlier_parts_and_works_again_when_there_is_room(
@@ -410,7 +635,12 @@ async def test_each_byte_is_written_once(
     with DirectoryPartStore(tmp_path, objects) as store:
         await put_all(store)
         await put_all(store)
-    assert written == GRID.size
+        assert written == GRID.size
+        await store.discard(UPLOAD)
+        await append(store, BODY[:1700])
+        await put_all(store)
+        await append(store, b"")
+    assert written == 2 * GRID.size
 
 
 async def test_a_cancelled_writer_lets_go_only_when_its_thread_has_ended(

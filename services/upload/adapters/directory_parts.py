@@ -3,8 +3,9 @@
 ``<root>/parts/<upload>/data`` is a sparse file in which each part is written once, at its place in the file;
 beside it an empty *receipt* ``<n>-<sha256>`` says that part n is there with these bytes. The receipt is made
 after the part's digest was verified, so a kill at any moment leaves either a part or bytes that the next
-writer of the part overwrites. Assembling verifies, then moves the data file into the object store: one rename
-when that has the same root. What was moved before a kill is found there and not asked for again.
+writer of the part overwrites. Bytes that are appended go to the same places (:mod:`.appending`). Assembling
+verifies, then moves the data file into the object store: one rename when that has the same root. What was moved
+before a kill is found there and not asked for again.
 
 One process owns the directory (flock), and one writer at a time a part (:mod:`.turns`). The kernel keeps what
 was written when a process is killed; for a loss of power too, ``fsync="part"`` syncs data and receipt before
@@ -21,6 +22,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, ParamSpec, TypeVar
@@ -28,17 +30,35 @@ from typing import Literal, ParamSpec, TypeVar
 from services.common.errors import DataLoss, NotFound
 from services.common.objects import ObjectStore
 from services.upload.adapters import upload_folder
+from services.upload.adapters.appending import Append, Known
 from services.upload.adapters.turns import Turn, Turns
 from services.upload.adapters.upload_folder import UploadFolder
 from services.upload.domain import Whole
 from services.upload.grid import Grid, Part, conflict
-from services.upload.ports import Check, Confirm, Ledger, Staged, StoredPart
+from services.upload.ports import Admit, Check, Confirm, Counting, Ledger, Staged, StoredPart
 from services.upload.signatures import HEAD_BYTES
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _SLICE = 8 << 20  # bytes hashed in one go, so that writers of parts get their turn in the executor
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a part's bytes go: the first ``tail`` of them are there already, and others are refused."""
+
+    folder: UploadFolder
+    number: int
+    start: int
+    tail: int
+
+    def put(self, piece: bytes, offset: int) -> None:
+        there = min(max(self.start + self.tail - offset, 0), len(piece))
+        if there and not self.folder.same(piece[:there], offset):
+            raise conflict(self.number)
+        if there < len(piece):
+            self.folder.write(memoryview(piece)[there:], offset + there)
 
 
 class DirectoryPartStore:
@@ -61,6 +81,7 @@ class DirectoryPartStore:
         self._durable = fsync == "part"
         self._threads = threads
         self._turns = Turns()
+        self._known: dict[str, Known] = {}
 
     def __enter__(self) -> DirectoryPartStore:
         """Takes the directory. Raises OSError when another process has it."""
@@ -86,34 +107,31 @@ class DirectoryPartStore:
         grid.bounds(number)
         async with self._turns.take(upload, number) as turn:
             with contextlib.closing(UploadFolder(self._root / upload, durable=self._durable)) as folder:
-                stored = await self._run(folder.open, number)
-                digest = await self._receive(turn, folder, grid, number, pieces, write=stored is None)
+                stored = await self._run(folder.open)
+                before = stored.digests.get(number)
+                target = (
+                    None if before else _Target(folder, number, grid.bounds(number)[0], stored.tail_of(number))
+                )
+                digest = await self._receive(turn, grid, number, pieces, target)
                 part = Part(number, grid.length(number), digest)
                 await confirm(part)
-                if stored is None:
-                    await self._run(folder.acknowledge, part)
-                elif stored != digest:
+                if before is None:
+                    await self._run(folder.acknowledge, part, stored.tail_of(number))
+                elif before != digest:
                     raise conflict(number)
-                return StoredPart(part, existed=stored is not None)
+                return StoredPart(part, existed=before is not None)
 
     async def _receive(
-        self,
-        turn: Turn,
-        folder: UploadFolder,
-        grid: Grid,
-        number: int,
-        pieces: AsyncIterator[bytes],
-        *,
-        write: bool,
+        self, turn: Turn, grid: Grid, number: int, pieces: AsyncIterator[bytes], target: _Target | None
     ) -> str:
-        """Reads the part's bytes, puts them in their place if ``write``, answers their SHA-256 in hex."""
+        """Reads the part's bytes, puts them in their place if there is a target, answers their SHA-256 in hex."""
         start, end = grid.bounds(number)
         digest, place = hashlib.sha256(), start
 
         def take(piece: bytes, offset: int) -> None:
             digest.update(piece)
-            if write:
-                folder.write(piece, offset)
+            if target is not None:
+                target.put(piece, offset)
 
         while (piece := await turn.next(pieces)) is not None:
             if place + len(piece) > end:
@@ -123,6 +141,39 @@ class DirectoryPartStore:
         if place != end:
             raise grid.wrong_size(number, place - start)
         return digest.hexdigest()
+
+    async def append_tail(
+        self,
+        upload: str,
+        grid: Grid,
+        admit: Admit,
+        pieces: AsyncIterator[bytes],
+        count: Counting,
+        *,
+        at_once: bool = False,
+    ) -> int:
+        async with self._turns.append(upload, keep=at_once) as appender:
+            with contextlib.closing(UploadFolder(self._root / upload, durable=self._durable)) as folder:
+                stored = await self._run(folder.open)
+                offset = grid.offset(stored.digests, stored.tail)
+                grid = await admit(offset)
+                append = Append(
+                    folder,
+                    appender,
+                    self._run,
+                    grid,
+                    count,
+                    known=self._known.pop(upload, None),
+                    durable=self._durable,
+                    at_once=at_once,
+                )
+                try:
+                    await append.receive(offset, stored.tail, pieces)
+                finally:
+                    if append.known is not None:
+                        self._known[upload] = append.known
+                stored = await self._run(folder.stored)
+                return grid.offset(stored.digests, stored.tail)
 
     async def list_parts(self, upload: str, grid: Grid) -> Ledger:
         return await self._run(upload_folder.ledger, self._root / upload, grid)
@@ -168,6 +219,7 @@ class DirectoryPartStore:
 
     async def discard(self, upload: str) -> None:
         await self._turns.clear(upload, upload_folder.discarded())
+        self._known.pop(upload, None)
         await self._run(upload_folder.remove, self._root / upload)
 
     async def remove(self, object_key: str) -> None:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from services.common.errors import DataLoss, FailedPrecondition, ResourceExhausted
-from services.upload.grid import Grid, Part
+from services.upload.grid import Grid, Part, Tail
 from services.upload.ports import Ledger, Staged
 from services.upload.reasons import Reason
 
@@ -23,7 +25,28 @@ DATA = "data"
 """The name of the sparse file."""
 
 _RECEIPT = re.compile(r"^(\d+)-([0-9a-f]{64})$")
+_TAIL = re.compile(r"^tail-(\d+)-(\d+)$")
+_SLICE = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the names in a folder say: the SHA-256 in hex of each part by its number, and the tail."""
+
+    digests: dict[int, str] = field(default_factory=dict)
+    tail: Tail | None = None
+
+    @classmethod
+    def read(cls, names: list[str]) -> Stored:
+        digests = {int(m[1]): m[2] for m in map(_RECEIPT.match, names) if m}
+        # A tail whose part became whole may have been left behind by a kill: the part counts.
+        tails = [Tail(int(m[1]), int(m[2])) for m in map(_TAIL.match, names) if m and int(m[1]) not in digests]
+        return cls(digests, max(tails, key=lambda tail: (tail.number, tail.length), default=None))
+
+    def tail_of(self, number: int) -> int:
+        """How many bytes of this part are stored as the tail."""
+        return self.tail.length if self.tail is not None and self.tail.number == number else 0
 
 
 class UploadFolder:
@@ -36,8 +59,8 @@ class UploadFolder:
         self._durable = durable
         self._directory = self._data = -1
 
-    def open(self, number: int) -> str | None:
-        """Makes what is missing; answers the SHA-256 in hex of the stored part, or None."""
+    def open(self) -> Stored:
+        """Makes what is missing; answers what is stored."""
         with _storage_errors():
             with contextlib.suppress(FileExistsError):
                 self._path.mkdir()
@@ -45,30 +68,61 @@ class UploadFolder:
                     _sync_directory(self._path.parent)
             self._directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
             self._data = os.open(DATA, os.O_RDWR | os.O_CREAT, 0o644, dir_fd=self._directory)
-            for match in map(_RECEIPT.match, os.listdir(self._directory)):
-                if match and int(match[1]) == number:
-                    return match[2]
-        return None
+        return self.stored()
+
+    def stored(self) -> Stored:
+        """What is stored now."""
+        return Stored.read(os.listdir(self._directory))
 
     def close(self) -> None:
         for descriptor in (self._data, self._directory):
             if descriptor >= 0:
                 os.close(descriptor)
 
-    def write(self, piece: bytes, offset: int) -> None:
+    def write(self, piece: bytes | memoryview, offset: int) -> None:
         view = memoryview(piece)
         with _storage_errors():
             while view:
                 written = os.pwrite(self._data, view, offset)
                 view, offset = view[written:], offset + written
 
-    def acknowledge(self, part: Part) -> None:
-        """Lets the part exist."""
+    def same(self, piece: bytes | memoryview, offset: int) -> bool:
+        """Whether these bytes are in the file at this place."""
+        return os.pread(self._data, len(piece), offset) == piece
+
+    def digest(self, offset: int, length: int) -> hashlib._Hash:
+        """The SHA-256 of bytes of the file."""
+        digest, end = hashlib.sha256(), offset + length
+        while offset < end:
+            piece = os.pread(self._data, min(_SLICE, end - offset), offset)
+            if not piece:
+                raise DataLoss("the upload's bytes are lost")
+            digest.update(piece)
+            offset += len(piece)
+        return digest
+
+    def acknowledge(self, part: Part, tail: int) -> None:
+        """Lets the part exist, of which the first ``tail`` bytes were the tail."""
         receipt = f"{part.number}-{part.sha256}"
         with _storage_errors():
             if self._durable:
                 os.fdatasync(self._data)
             os.close(os.open(receipt, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self._directory))
+            if self._durable:
+                os.fsync(self._directory)
+            if tail:
+                os.unlink(f"tail-{part.number}-{tail}", dir_fd=self._directory)
+
+    def extend(self, number: int, before: int, length: int) -> None:
+        """Lets the first ``length`` bytes of this part be the tail, of which ``before`` bytes were."""
+        with _storage_errors():
+            if self._durable:
+                os.fdatasync(self._data)
+            name = f"tail-{number}-{length}"
+            if before:
+                os.rename(f"tail-{number}-{before}", name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            else:
+                os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=self._directory))
             if self._durable:
                 os.fsync(self._directory)
 
@@ -78,9 +132,10 @@ def ledger(folder: Path, grid: Grid) -> Ledger:
         names, changed = os.listdir(folder), folder.stat().st_mtime
     except FileNotFoundError:
         return Ledger()
-    found = [(int(m[1]), m[2]) for m in map(_RECEIPT.match, names) if m]
-    parts = tuple(Part(number, grid.length(number), digest) for number, digest in found)
-    return Ledger(parts, datetime.fromtimestamp(changed, UTC) if parts else None)
+    stored = Stored.read(names)
+    parts = tuple(Part(number, grid.length(number), digest) for number, digest in stored.digests.items())
+    changed_at = datetime.fromtimestamp(changed, UTC) if parts or stored.tail else None
+    return Ledger(parts, changed_at, stored.tail)
 
 
 def verify(folder: Path, grid: Grid, manifest: tuple[Part, ...]) -> None:
@@ -89,8 +144,11 @@ def verify(folder: Path, grid: Grid, manifest: tuple[Part, ...]) -> None:
     for part in manifest:
         if part not in stored:
             raise DataLoss(f"chunk {part.number} of the upload is lost")
-    if (folder / DATA).stat().st_size != grid.size:
+    size = (folder / DATA).stat().st_size
+    if size < grid.size:
         raise DataLoss("the upload's bytes are lost")
+    if size > grid.size:  # bytes that never counted, from before the upload's length was told
+        os.truncate(folder / DATA, grid.size)
 
 
 def staged(root: Path) -> list[Staged]:
