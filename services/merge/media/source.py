@@ -8,6 +8,7 @@ stops what a whitelisted demuxer might still ask for.
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -26,6 +27,7 @@ from services.merge.media.limits import Limits
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 READ_BYTES = 1 << 20  # 40 reads of a 40 MB clip instead of over a thousand
 TOLERATED_BAD_PACKETS = 0.1  # a phone's file may have a damaged packet; more than a tenth is not a video
+SPARE_BYTES = 32 << 20  # less address space than this below RLIMIT_AS is too little to decode in
 
 
 class Source:
@@ -98,7 +100,17 @@ class Source:
                 decoded += 1
                 yield frame
         if not decoded or bad > TOLERATED_BAD_PACKETS * packets:
+            if _memory_is_short():  # a decoder that gets no memory may blame its input
+                raise MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.")
             raise MediaError(ErrorType.DECODE_FAILED, "This video cannot be decoded.")
+
+
+def _memory_is_short() -> bool:
+    try:
+        mmap.mmap(-1, SPARE_BYTES).close()
+    except (OSError, MemoryError):
+        return True
+    return False
 
 
 def demux(container: InputContainer, *streams: Stream) -> Iterator[Packet[Stream]]:
