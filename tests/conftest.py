@@ -22,30 +22,34 @@ class NatsServer:
     """A real nats-server with JetStream that a test may kill and start again on the same port and files."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"nats://127.0.0.1:{self.port}"
-        self._config = folder / "nats.json"
-        self._log = folder / "nats.log"
-        store = {"store_dir": str(folder / "js"), "max_file_store": 1 << 30}
-        self._config.write_text(json.dumps({"listen": f"127.0.0.1:{self.port}", "jetstream": store}))
+        self.port = -1  # the server picks a free one itself: no other program can take it in between
+        self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens, once started."""
+        return f"nats://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Starts the server and waits until it takes connections."""
+        folder = self._folder
+        store = {"store_dir": str(folder / "js"), "max_file_store": 1 << 30}
+        settings = {"listen": f"127.0.0.1:{self.port}", "jetstream": store, "ports_file_dir": str(folder)}
+        (folder / "nats.json").write_text(json.dumps(settings))
         program = Path(sys.executable).with_name("nats-server")
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen([program, "-c", self._config], stdout=log, stderr=log)
+        with (folder / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen([program, "-c", folder / "nats.json"], stdout=log, stderr=log)
+        ports = folder / f"nats-server_{self._process.pid}.ports"
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._process.poll() is None:
             try:
+                self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
                 with socket.create_connection(("127.0.0.1", self.port), 0.5):
                     return
-            except OSError:
-                if self._process.poll() is not None:
-                    break
-        raise RuntimeError(f"nats-server did not start: {self._log.read_text()[-500:]}")
+            except (OSError, ValueError):
+                time.sleep(0.02)
+        raise RuntimeError(f"nats-server did not start: {(folder / 'nats.log').read_text()[-500:]}")
 
     def kill(self) -> None:
         """SIGKILL."""
