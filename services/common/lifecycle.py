@@ -14,11 +14,13 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from prometheus_client import CollectorRegistry
+
 from services.common import logging as log_lines
-from services.common import malloc
+from services.common import malloc, metrics
 from services.common.errors import ServiceError
 from services.common.settings import CommonSettings
 
@@ -47,10 +49,12 @@ class Server(Protocol):
 
 @dataclass(frozen=True)
 class App:
-    """A built process: its server and its endless loops (cancelled on drain; one that ends is an error)."""
+    """A built process: its server, its endless loops (cancelled on drain; one that ends is an error) and what it
+    counts."""
 
     server: Server
     background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()
+    metrics: CollectorRegistry = field(default_factory=metrics.new_registry)
 
 
 def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, name: str) -> None:
@@ -75,26 +79,29 @@ def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, 
 async def _main(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, name: str) -> None:
     told = _Told(asyncio.current_task())
     async with build(settings) as app:
-        await app.server.start()
-        await app.server.set_serving(True)
-        told.started()
-        log.info("%s serves on port %d", name, app.server.port)
-        loops = [
-            asyncio.create_task(loop(), name=getattr(loop, "__qualname__", "loop")) for loop in app.background
-        ]
-        stop = asyncio.create_task(told.stop.wait())
-        done, _ = await asyncio.wait({stop, *loops}, return_when=asyncio.FIRST_COMPLETED)
-        await app.server.set_serving(False)
-        if stop in done:
-            log.info("%s drains", name)
-            await asyncio.sleep(settings.drain_wait_seconds)
-        await app.server.stop(settings.drain_grace_seconds)
-        for task in (stop, *loops):
-            task.cancel()
-        await asyncio.gather(stop, *loops, return_exceptions=True)
-        for task in done - {stop}:
-            raise LoopEnded(f"{task.get_name()} ended by itself") from task.exception()
+        with metrics.exposed(app.metrics, settings.metrics_listen):
+            await _serve(app, settings, name, told)
     log.info("%s stopped", name)
+
+
+async def _serve(app: App, settings: CommonSettings, name: str, told: _Told) -> None:
+    await app.server.start()
+    await app.server.set_serving(True)
+    told.started()
+    log.info("%s serves on port %d", name, app.server.port)
+    loops = [asyncio.create_task(loop(), name=getattr(loop, "__qualname__", "loop")) for loop in app.background]
+    stop = asyncio.create_task(told.stop.wait())
+    done, _ = await asyncio.wait({stop, *loops}, return_when=asyncio.FIRST_COMPLETED)
+    await app.server.set_serving(False)
+    if stop in done:
+        log.info("%s drains", name)
+        await asyncio.sleep(settings.drain_wait_seconds)
+    await app.server.stop(settings.drain_grace_seconds)
+    for task in (stop, *loops):
+        task.cancel()
+    await asyncio.gather(stop, *loops, return_exceptions=True)
+    for task in done - {stop}:
+        raise LoopEnded(f"{task.get_name()} ended by itself") from task.exception()
 
 
 class _Told:
