@@ -22,6 +22,7 @@ from services.common.errors import (
     FieldViolation,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from services.common.progress import Progress, ProgressBus
@@ -91,8 +92,9 @@ class MergeSessions:
     ) -> tuple[Session, Sequence[ClipUpload]]:
         """Makes a session and its uploads, or finds those made under the same ``request_id``.
 
-        Raises InvalidArgument (a clip is too long, or the upload service refuses it) and AlreadyExists
-        (REQUEST_ID_REUSED). Unavailable leaves the session to the controller, and the caller to try again.
+        Raises InvalidArgument (a clip is too long, or the upload service refuses it), ResourceExhausted (the
+        owner's quota of uploads) and AlreadyExists (REQUEST_ID_REUSED). Unavailable leaves the session to the
+        controller, and the caller to try again.
         """
         self._check_durations(clips)
         session = self._new(owner, clips, title, request_id, canvas, quality)
@@ -103,10 +105,12 @@ class MergeSessions:
             entry = await self._existing(key, session)
         try:
             uploads = await self._uploads.batch_initiate(entry.value)
-        except InvalidArgument as refused:
+        except (InvalidArgument, ResourceExhausted) as refused:
             if not entry.value.uploads_ready:
                 with suppress(RevisionConflict):  # whoever was faster has seen the same refusal
                     await self._sessions.delete(key, entry.revision)
+            if isinstance(refused, ResourceExhausted):
+                raise
             raise _in_the_callers_names(refused) from refused
         ready = await mutate(
             self._sessions, key, lambda s: s if s.uploads_ready else replace(s, uploads_ready=True)

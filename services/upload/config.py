@@ -22,6 +22,13 @@ class UploadSettings(CommonSettings):
     upload_allowed_types: str = Field(
         default="video,audio,image", description="first halves of the media types that are taken"
     )
+    upload_max_open: int = Field(default=200, ge=0, description="most open uploads of a player; 0 is no limit")
+    upload_max_bytes_per_day: int = Field(
+        default=50_000_000_000, ge=0, description="most bytes a player may announce in a day (UTC); 0 is no limit"
+    )
+    upload_max_initiates_per_minute: int = Field(
+        default=600, ge=0, description="most uploads a player may initiate in a minute; 0 is no limit"
+    )
     upload_expiry_seconds: float = Field(
         default=86_400, gt=0, description="after which an open upload is given up"
     )

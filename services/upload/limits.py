@@ -11,13 +11,17 @@ from services.upload.reasons import Reason
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes in bytes. ``media`` are the first halves of the media types that are taken."""
+    """Sizes in bytes. ``media`` are the first halves of the media types that are taken. The quotas are of one
+    player (:mod:`services.upload.quotas`); 0 is no quota."""
 
     chunk_size: int = 1 << 20
     max_chunk_size: int = 10_000_000
     max_chunks: int = 10_000
     max_file_size: int = 100_000_000
     media: frozenset[str] = frozenset({"video", "audio", "image"})
+    max_open_uploads: int = 0
+    max_bytes_per_day: int = 0
+    max_initiates_per_minute: int = 0
 
     def check_file(self, size: int, mime_type: str, *, media: frozenset[str] | None = None, at: str = "") -> None:
         """Raises InvalidArgument (FILE_TOO_LARGE, FILE_TYPE_NOT_ALLOWED); ``at`` begins the field's path."""

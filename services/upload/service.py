@@ -28,6 +28,7 @@ from services.upload.domain import Upload, UploadState
 from services.upload.grid import Part
 from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore, StoredPart
+from services.upload.quotas import Quotas
 from services.upload.reasons import Reason
 from services.upload.records import UploadRecords, UploadView, record_key
 from services.upload.requests import NewClip, NewFile, canonical_id, new_clips, new_upload, replayed, settled
@@ -57,6 +58,7 @@ class UploadService:
         parts: PartStore,
         hints: Hints,
         assembly: Assembly,
+        quotas: Quotas,
         *,
         policy: Policy,
         clock: Clock,
@@ -65,6 +67,7 @@ class UploadService:
         self._parts = parts
         self._hints = hints
         self._assembly = assembly
+        self._quotas = quotas
         self._policy = policy
         self._clock = clock
         self._streams = 0
@@ -74,7 +77,9 @@ class UploadService:
         asked = new_upload(context.owner(), file, now=self._clock(), expiry=self._expiry)
         existing = await self._records.find(asked) if file.request_id else None
         if existing is None:
-            existing, _ = await self._records.create(settled(asked, self._policy.limits))
+            new = settled(asked, self._policy.limits)
+            await self._quotas.reserve(new.owner, {new.id: new.size})
+            existing, _ = await self._records.create(new)
         return await self._records.view(replayed(existing, asked))
 
     async def initiate_batch(
@@ -88,12 +93,14 @@ class UploadService:
             settled(upload, self._policy.limits) if existing is None else replayed(existing, upload)
             for existing, upload in zip(found, asked, strict=True)
         ]
+        new = [upload for upload, existing in zip(uploads, found, strict=True) if existing is None]
+        await self._quotas.reserve(owner, {upload.id: upload.size for upload in new})
         made: list[Upload] = []
         try:
             for index, existing in enumerate(found):
                 if existing is None:
-                    stored, new = await self._records.create(uploads[index])
-                    made += [stored] if new else []
+                    stored, is_new = await self._records.create(uploads[index])
+                    made += [stored] if is_new else []
                     uploads[index] = replayed(stored, asked[index])
         except AlreadyExists:  # taken between reading and writing: take back what this call made
             for upload in made:

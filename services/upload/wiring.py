@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.jetstream import connect
@@ -22,19 +23,30 @@ from services.upload.config import UploadSettings
 from services.upload.domain import Upload
 from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore, UploadStore
+from services.upload.quotas import Quotas, Usage, UsageStore
 from services.upload.records import UploadRecords
 from services.upload.service import Policy, UploadService
 from twotruths.upload.v1 import record_pb2, upload_service_pb2_grpc
 
 BUCKET = "uploads"
+QUOTAS = "quotas"
+_USAGE_KEPT_SECONDS = 2 * 86_400  # beyond the life of an upload
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the replicas of the service share through the broker."""
+
+    uploads: UploadStore
+    usages: UsageStore
+    hints: Hints
 
 
 @asynccontextmanager
 async def build(
     settings: UploadSettings,
     *,
-    uploads: UploadStore | None = None,
-    hints: Hints | None = None,
+    shared: Shared | None = None,
     parts: PartStore | None = None,
     clock: Clock = utc_now,
 ) -> AsyncIterator[App]:
@@ -49,19 +61,20 @@ async def build(
                     threads=settings.upload_threads,
                 )
             )
-        if uploads is None or hints is None:
-            client = await connect(settings.nats_url, "upload")
-            stack.push_async_callback(client.close)
-            if uploads is None:
-                codec = RecordCodec(Upload, record_pb2.UploadRecord)
-                uploads = bucket = JetStreamStateStore(client, BUCKET, codec, replicas=settings.nats_replicas)
-                await bucket.ensure()
-            hints = hints or NatsProgressBus(client)
+        shared = shared or await _shared(settings, stack)
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
-        assembly = Assembly(uploads, parts, hints, retention=retention, clock=clock)
+        assembly = Assembly(shared.uploads, parts, shared.hints, retention=retention, clock=clock)
         stack.push_async_callback(assembly.close)
-        records = UploadRecords(uploads, parts, hints, ttl=assembly.ttl, clock=clock)
-        service = UploadService(records, parts, hints, assembly, policy=_policy(settings), clock=clock)
+        records = UploadRecords(shared.uploads, parts, shared.hints, ttl=assembly.ttl, clock=clock)
+        policy = _policy(settings)
+        quotas = Quotas(
+            shared.usages,
+            shared.uploads,
+            limits=policy.limits,
+            ttl=policy.expiry + _USAGE_KEPT_SECONDS,
+            clock=clock,
+        )
+        service = UploadService(records, parts, shared.hints, assembly, quotas, policy=policy, clock=clock)
         server = GrpcServer(
             settings,
             name="upload",
@@ -76,6 +89,18 @@ async def build(
         yield App(server, background=[sweep])
 
 
+async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:
+    """On JetStream. Raises Unavailable."""
+    client = await connect(settings.nats_url, "upload")
+    stack.push_async_callback(client.close)
+    replicas = settings.nats_replicas
+    uploads = JetStreamStateStore(client, BUCKET, RecordCodec(Upload, record_pb2.UploadRecord), replicas=replicas)
+    usages = JetStreamStateStore(client, QUOTAS, RecordCodec(Usage, record_pb2.QuotaRecord), replicas=replicas)
+    await uploads.ensure()
+    await usages.ensure()
+    return Shared(uploads, usages, NatsProgressBus(client))
+
+
 def _policy(settings: UploadSettings) -> Policy:
     media = {word.strip().lower() for word in settings.upload_allowed_types.split(",")}
     limits = Limits(
@@ -84,6 +109,9 @@ def _policy(settings: UploadSettings) -> Policy:
         max_chunks=settings.upload_max_chunks,
         max_file_size=settings.upload_max_file_size,
         media=frozenset(media - {""}),
+        max_open_uploads=settings.upload_max_open,
+        max_bytes_per_day=settings.upload_max_bytes_per_day,
+        max_initiates_per_minute=settings.upload_max_initiates_per_minute,
     )
     return Policy(
         limits=limits,

@@ -15,7 +15,7 @@ import grpc
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.channel import open_channel
-from services.common.errors import InvalidArgument
+from services.common.errors import ServiceError
 from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.common.lifecycle import App
@@ -35,7 +35,7 @@ class SteeredUploads:
     def __init__(self, objects: DirectoryObjectStore, folder: Path) -> None:
         self.known: dict[str, ClipUpload] = {}
         self.discarded: list[str] = []
-        self.refuse: InvalidArgument | None = None
+        self.refuse: ServiceError | None = None
         self._objects = objects
         self._folder = folder
 

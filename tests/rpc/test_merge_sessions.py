@@ -17,6 +17,7 @@ from services.common.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    ResourceExhausted,
     ServiceError,
     Unimplemented,
 )
@@ -95,6 +96,14 @@ async def test_what_the_upload_service_refuses_comes_in_the_callers_names(world:
     )
     error = await refusal(world.initiate(request_id="again"))
     assert (error.violations[0].field, error.reason) == ("video_file_sizes[1]", "FILE_TOO_LARGE")
+    world.uploads.refuse = None
+    await world.initiate(request_id="again", video_file_sizes=[1, 2, 3])
+
+
+async def test_a_session_over_the_owners_quota_is_refused_and_nothing_is_made(world: World) -> None:
+    world.uploads.refuse = ResourceExhausted("too many", reason="QUOTA_OPEN_UPLOADS", retry_after=60)
+    error = await refusal(world.initiate(request_id="again"))
+    assert (type(error), error.reason, error.retry_after) == (ResourceExhausted, "QUOTA_OPEN_UPLOADS", 60)
     world.uploads.refuse = None
     await world.initiate(request_id="again", video_file_sizes=[1, 2, 3])
 

@@ -24,6 +24,7 @@ from services.upload import wiring
 from services.upload.config import UploadSettings
 from services.upload.domain import Upload
 from services.upload.ports import UploadStore
+from services.upload.quotas import Usage
 from twotruths.upload.v1 import upload_pb2
 from twotruths.upload.v1 import upload_service_pb2 as pb
 from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
@@ -192,11 +193,14 @@ async def running(
         "upload_listen": "127.0.0.1:0",
         "upload_stall_seconds": 5,
         "upload_sweep_seconds": 0.05,
+        "upload_max_initiates_per_minute": 0,  # the tests of a worker share one broker and one alice
     }
     settings = UploadSettings(**(keys.settings() | defaults | changes))
     clock = Time()
-    hints = None if uploads is None else MemoryProgressBus()
-    async with wiring.build(settings, uploads=uploads, hints=hints, clock=clock) as app:
+    shared = None
+    if uploads is not None:
+        shared = wiring.Shared(uploads, MemoryStateStore[Usage](), MemoryProgressBus())
+    async with wiring.build(settings, shared=shared, clock=clock) as app:
         await app.server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.server.port}") as channel:
             yield Mesh(app, channel, keys, root, clock)

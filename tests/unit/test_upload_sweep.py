@@ -20,6 +20,8 @@ from services.upload.adapters.memory_parts import MemoryPartStore
 from services.upload.assembly import Assembly, Retention
 from services.upload.domain import DATA_LOST, Upload, UploadState
 from services.upload.grid import Part
+from services.upload.limits import Limits
+from services.upload.quotas import Quotas, Usage
 from services.upload.records import UploadRecords
 from services.upload.requests import NewClip, NewFile, new_upload
 from services.upload.service import Policy, UploadService
@@ -41,7 +43,10 @@ class House:
             uploads, self.parts, hints, retention=Retention(records=60, orphans=3600), clock=self.clock
         )
         records = UploadRecords(uploads, self.parts, hints, ttl=self.assembly.ttl, clock=self.clock)
-        self.service = UploadService(records, self.parts, hints, self.assembly, policy=Policy(), clock=self.clock)
+        quotas = Quotas(MemoryStateStore[Usage](), uploads, limits=Limits(), ttl=60, clock=self.clock)
+        self.service = UploadService(
+            records, self.parts, hints, self.assembly, quotas, policy=Policy(), clock=self.clock
+        )
 
     def clock(self) -> datetime:
         return self.now
