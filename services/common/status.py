@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from services.common.errors import BY_CODE, FieldViolation, Internal, ServiceError
+from services.common.errors import BY_CODE, FieldViolation, Internal, ServiceError, Unavailable
 
 INTERNAL_TEXT = "internal error; the request id finds it in the log"
 # A status travels in trailers. Clients refuse those over 8 KiB, and with them they would lose the whole error;
@@ -112,8 +112,15 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
     if status is not None:
         return from_status(status)
     log.info("call failed", extra={"data": {"code": error.code().name, "details": error.details()}})
-    cls = _class_of(error.code().value[0])
+    lost = is_failed_write(error.code(), error.debug_error_string())
+    cls = Unavailable if lost else _class_of(error.code().value[0])
     return cls(_TRANSPORT_TEXT.get(cls.code, INTERNAL_TEXT))
+
+
+def is_failed_write(code: grpc.StatusCode, debug: str | None) -> bool:
+    """Whether this is what grpc.aio makes of a stream that it could not write on: INTERNAL, though no server said
+    so. Either the server has ended the stream, or the connection broke."""
+    return code is grpc.StatusCode.INTERNAL and "execute_batch" in (debug or "")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc
 
 from services.common.errors import ServiceError
-from services.common.status import from_rpc_error
+from services.common.status import from_rpc_error, is_failed_write
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 1.0
@@ -29,8 +29,8 @@ class Outcome:
 
     async def error(self, raised: grpc.aio.AioRpcError) -> ServiceError:
         """The error that the server sent, or else the one that was ``raised``. A failed write may be noticed
-        before the status it comes from: that one is waited for a moment."""
-        if not _is_failed_write(raised.code(), raised.debug_error_string()):
+        before the status it comes from: that one is waited for a moment. None comes when the connection broke."""
+        if not is_failed_write(raised.code(), raised.debug_error_string()):
             return from_rpc_error(raised)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -40,15 +40,11 @@ class Outcome:
 
     def _ended(self, call: Any) -> None:
         code, debug = _at_once(call.code()), _at_once(call.debug_error_string())
-        if code is grpc.StatusCode.OK or _is_failed_write(code, debug) or self._told.done():
+        if code is grpc.StatusCode.OK or is_failed_write(code, debug) or self._told.done():
             return
         initial, trailing = _at_once(call.initial_metadata()), _at_once(call.trailing_metadata())
         details = _at_once(call.details())
         self._told.set_result(from_rpc_error(grpc.aio.AioRpcError(code, initial, trailing, details)))
-
-
-def _is_failed_write(code: grpc.StatusCode, debug: str | None) -> bool:
-    return code is grpc.StatusCode.INTERNAL and "execute_batch" in (debug or "")
 
 
 def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:

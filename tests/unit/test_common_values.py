@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from hypothesis import given
@@ -27,11 +28,12 @@ from services.common.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
+    Unavailable,
 )
 from services.common.keys import KeyRing
 from services.common.playback import PlaybackSigner
 from services.common.state import Entry, mutate
-from services.common.status import from_status, to_status
+from services.common.status import from_rpc_error, from_status, to_status
 from twotruths.upload.v1 import record_pb2
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -74,6 +76,15 @@ def test_every_code_has_its_class() -> None:
 @pytest.mark.parametrize("code", [0, 2, 999, -1])
 def test_a_status_of_no_known_code_is_internal(code: int) -> None:
     assert type(from_status(status_pb2.Status(code=code, message="x"))) is Internal
+
+
+def test_a_write_on_a_broken_connection_is_worth_another_try_and_no_internal_error() -> None:
+    none = grpc.aio.Metadata()
+    write = 'Failed "execute_batch": (<grpc._cython.cygrpc.SendMessageOperation object at 0x7f>,)'
+    broken = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, "Internal error from Core", write)
+    assert isinstance(from_rpc_error(broken), Unavailable)
+    theirs = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, "oops")
+    assert isinstance(from_rpc_error(theirs), Internal)
 
 
 def test_details_that_are_garbage_do_not_hide_the_error() -> None:
