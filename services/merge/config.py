@@ -22,7 +22,9 @@ class MergeSettings(CommonSettings):
         30.0, ge=1, description="a job whose worker is silent for so long goes to another"
     )
     job_memory_mib: int = Field(2048, ge=256, description="memory limit of a media job")
-    job_seconds: float = Field(300.0, ge=1, description="time and CPU limit of a media job")
+    job_seconds: float = Field(
+        300.0, ge=1, description="time limit of a media job; its CPU limit is that for each thread"
+    )
     max_clip_seconds: float = Field(60.0, gt=0, description="the longest clip that is taken")
 
     upload_timeout_seconds: float = Field(86_400.0, gt=0, description="how long a session may wait for its clips")

@@ -22,11 +22,12 @@ from services.common.progress import Progress, ProgressBus
 from services.common.state import Entry, RevisionConflict, mutate
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import SessionCleaner
-from services.merge.domain import JobKind, Session, SessionState, Video, complete
+from services.merge.domain import JobKind, Session, SessionState, Video
 from services.merge.jobs import MergeJob, job_for
 from services.merge.planner import ClipUpload, plan, seconds_until_retry
 from services.merge.ports import Sessions, Uploads, Videos
 from services.merge.service import KIND, Timing, missing_uploads
+from services.merge.transitions import complete
 from services.merge.videos import video_id
 
 log = logging.getLogger(__name__)

@@ -1,20 +1,18 @@
-"""Merge sessions: what is written down about one, and every change it can go through.
-
-All functions are pure: they take a session and answer the session after the change. The record is written by
-compare-and-set, so a change is decided again from the newest record whenever someone else was faster.
+"""Merge sessions and merged videos: what is written down about one.
 
 Work is cut into *units*: a probe and a normalisation for each clip, one merge. A unit has one current
 *attempt*; a worker that takes it writes its *claim token* into the record, and only the result that comes
-with the current token counts. So a worker that was thought dead can do no harm.
+with the current token counts. So a worker that was thought dead can do no harm. How a session changes is
+in :mod:`services.merge.transitions`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
-from services.merge.timeline import Canvas, ClipInfo, Quality, canvas_for
+from services.merge.timeline import Canvas, ClipInfo, Quality
 
 
 class Reason(StrEnum):
@@ -239,135 +237,3 @@ def unit_name(kind: JobKind, clip_index: int) -> str:
     """A unit's short name: "probe0", "normalise2", "merge"."""
     name = kind.removeprefix("JOB_KIND_").lower()
     return name if clip_index == WHOLE_SESSION else f"{name}{clip_index}"
-
-
-def with_unit(session: Session, unit: Unit) -> Session:
-    """The session with this unit in the place of the one of the same kind, clip and generation."""
-    place = (unit.kind, unit.clip_index, unit.generation)
-    others = tuple(u for u in session.units if (u.kind, u.clip_index, u.generation) != place)
-    return replace(session, units=(*others, unit))
-
-
-def claim(session: Session, ref: UnitRef, token: str, deliveries: int, now: datetime) -> Session:
-    """A worker takes an attempt. Raises StaleClaim when there is nothing (more) to do."""
-    unit = _current(session, ref)
-    taken = replace(unit, state=UnitState.CLAIMED, claim_token=token, claimed_at=now, deliveries=deliveries)
-    return with_unit(replace(session, updated_at=now), taken)
-
-
-def holds_claim(session: Session, ref: UnitRef, token: str) -> bool:
-    """Whether the result of this claim would count."""
-    try:
-        return _current(session, ref).claim_token == token
-    except StaleClaim:
-        return False
-
-
-def finish(session: Session, ref: UnitRef, token: str, outcome: Outcome, now: datetime) -> Session:
-    """The claimed attempt made something. The first clip probed sets the canvas, which never changes.
-
-    Saying it again changes nothing: the answer to the write may have been lost and others may have written since,
-    so the same worker must not take its own result for another's. Raises StaleClaim when another claim counts.
-    """
-    if _counts(session, ref, token):
-        return session
-    unit = _claimed(session, ref, token)
-    done = replace(unit, state=UnitState.DONE, outcome=outcome, finished_at=now, error_type="", error_message="")
-    session = with_unit(replace(session, updated_at=now), done)
-    if outcome.clip is not None and session.canvas is None:
-        session = replace(session, canvas=canvas_for(outcome.clip))
-    return session
-
-
-def give_up(
-    session: Session, ref: UnitRef, token: str, error_type: str, message: str, *, retryable: bool, now: datetime
-) -> Session:
-    """The claimed attempt failed. A retryable one may be tried again after a pause that doubles each time.
-
-    Raises StaleClaim when another claim counts.
-    """
-    unit = _claimed(session, ref, token)
-    pause = timedelta(seconds=min(60.0, 0.5 * 2**unit.attempt))
-    failed = replace(
-        unit,
-        state=UnitState.FAILED,
-        error_type=error_type,
-        error_message=message,
-        retryable=retryable,
-        finished_at=now,
-        retry_at=now + pause,
-    )
-    return with_unit(replace(session, updated_at=now), failed)
-
-
-def next_attempt(unit: Unit, now: datetime) -> Unit:
-    """The unit's next attempt, ahead of the others: its session has waited once already."""
-    return replace(
-        unit,
-        attempt=unit.attempt + 1,
-        state=UnitState.QUEUED,
-        priority=Priority.HIGH,
-        claim_token="",
-        queued_at=now,
-        claimed_at=None,
-        finished_at=None,
-        retry_at=None,
-        deliveries=0,
-    )
-
-
-def fail(session: Session, failure: Failure, now: datetime) -> Session:
-    """The session ends without a video, for now."""
-    return replace(session, state=SessionState.FAILED, failure=failure, updated_at=now)
-
-
-def complete(session: Session, video_id: str, now: datetime) -> Session:
-    """The video is there. A session that ended otherwise in between stays as it is."""
-    if session.state is not SessionState.ACTIVE:
-        return session
-    return replace(session, state=SessionState.COMPLETED, video_id=video_id, completed_at=now, updated_at=now)
-
-
-def cancel(session: Session, now: datetime) -> Session:
-    """The owner gives it up; a cancelled session stays as it is, a completed one is the caller's to refuse.
-
-    One that had failed and was cleaned up is cleaned up again, which is how its record goes one day.
-    """
-    if session.state in (SessionState.CANCELLED, SessionState.COMPLETED):
-        return session
-    return replace(session, state=SessionState.CANCELLED, failure=None, cleaned=False, updated_at=now)
-
-
-def retry(session: Session, deadline: datetime, now: datetime) -> Session:
-    """A failed session is tried again: units that failed get their next attempt, what is done is kept."""
-    units = tuple(next_attempt(u, now) if u.state is UnitState.FAILED else u for u in session.units)
-    return replace(
-        session,
-        state=SessionState.ACTIVE,
-        failure=None,
-        units=units,
-        retry_count=session.retry_count + 1,
-        deadline=deadline,
-        updated_at=now,
-    )
-
-
-def _current(session: Session, ref: UnitRef) -> Unit:
-    unit = None
-    if session.state is SessionState.ACTIVE and ref.clip_index < len(session.clips):
-        unit = session.unit(ref.kind, ref.clip_index)
-    if unit is None or unit.ref != ref or unit.state in (UnitState.DONE, UnitState.FAILED):
-        raise StaleClaim(ref)
-    return unit
-
-
-def _counts(session: Session, ref: UnitRef, token: str) -> bool:
-    """Whether what this claim made is written down, wherever the session is by now."""
-    return any(u.ref == ref and u.claim_token == token and u.state is UnitState.DONE for u in session.units)
-
-
-def _claimed(session: Session, ref: UnitRef, token: str) -> Unit:
-    unit = _current(session, ref)
-    if unit.claim_token != token:
-        raise StaleClaim(ref)
-    return unit

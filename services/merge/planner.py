@@ -11,19 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from services.merge.domain import (
-    WHOLE_SESSION,
-    Clip,
-    Failure,
-    JobKind,
-    Session,
-    SessionState,
-    Unit,
-    UnitState,
-    fail,
-    next_attempt,
-    with_unit,
-)
+from services.merge.domain import WHOLE_SESSION, Clip, Failure, JobKind, Session, SessionState, Unit, UnitState
+from services.merge.transitions import fail, next_attempt, with_unit
 
 MAX_ATTEMPTS = 3
 PROCESSING = timedelta(hours=1)

@@ -1,43 +1,37 @@
-"""The servicers of MergeService and VideoService: proto ⇄ domain, nothing else."""
+"""The servicer of MergeService: proto ⇄ domain, nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import datetime
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common import context
 from services.common.errors import FieldViolation, InvalidArgument, Unimplemented
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
-from services.merge.domain import JobKind, Reason, Session, Video, Visibility
+from services.merge.domain import JobKind, Reason, Session
+from services.merge.messages import segment_message, timestamp
 from services.merge.planner import ClipUpload
 from services.merge.service import MergeSessions, NewClip
 from services.merge.status import OverallStatus, SessionView
-from services.merge.timeline import FPS, Canvas, Quality, Segment, segments
-from services.merge.videos import MergedVideos, stream_url
+from services.merge.timeline import FPS, Canvas, Quality, segments
+from services.merge.videos import stream_url
 from twotruths.merge.v1 import (
     merge_pb2,
     merge_service_pb2,
     merge_service_pb2_grpc,
     video_pb2,
-    video_service_pb2,
-    video_service_pb2_grpc,
 )
 
 MERGE_SERVICE = merge_service_pb2.DESCRIPTOR.services_by_name["MergeService"].full_name
-VIDEO_SERVICE = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
 SCOPES = {
     **{
         f"/{MERGE_SERVICE}/{name}": MEDIA_UPLOAD
         for name in ("InitiateMerge", "TriggerMerge", "RetryMerge", "CancelMerge", "ReplaceClip")
     },
     **{f"/{MERGE_SERVICE}/{name}": MEDIA_READ for name in ("GetMerge", "ListMerges", "WatchMerge")},
-    **{f"/{VIDEO_SERVICE}/{name}": MEDIA_READ for name in ("GetVideo", "GetPlayback")},
-    f"/{VIDEO_SERVICE}/DeleteVideo": MEDIA_UPLOAD,
 }
 
 _MILLISECONDS_ABOVE = 1000.0  # the phone app sends either; no clip is a quarter of an hour long
@@ -105,43 +99,6 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
         raise Unimplemented("GetProcessingHealth is not served yet")
 
 
-class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
-    """twotruths.merge.v1.VideoService."""
-
-    def __init__(self, videos: MergedVideos) -> None:
-        self._videos = videos
-
-    async def GetVideo(  # noqa: N802  the contract's name
-        self, request: video_service_pb2.GetVideoRequest, rpc: Rpc
-    ) -> video_service_pb2.GetVideoResponse:
-        video = await self._videos.get(context.principal(), request.video_file_id)
-        return video_service_pb2.GetVideoResponse(video=_video(video))
-
-    async def GetPlayback(  # noqa: N802  the contract's name
-        self, request: video_service_pb2.GetPlaybackRequest, rpc: Rpc
-    ) -> video_service_pb2.GetPlaybackResponse:
-        signed = request.prefer_signed if request.HasField("prefer_signed") else True
-        playback = await self._videos.playback(context.principal(), request.video_file_id, signed=signed)
-        return video_service_pb2.GetPlaybackResponse(
-            streaming_url=playback.url,
-            delivery_type=video_pb2.DeliveryType.Value(playback.delivery),
-            supports_range=True,
-            global_delivery=False,
-            expires_at=_time(playback.expires_at),
-        )
-
-    async def SetVisibility(  # noqa: N802  the contract's name
-        self, request: video_service_pb2.SetVisibilityRequest, rpc: Rpc
-    ) -> video_service_pb2.SetVisibilityResponse:
-        context.require_service()
-        visibility = Visibility(video_pb2.Visibility.Name(request.visibility))
-        video = await self._videos.set_visibility(request.owner, request.video_file_id, visibility)
-        return video_service_pb2.SetVisibilityResponse(video=_video(video))
-
-    async def DeleteVideo(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
-        raise Unimplemented("DeleteVideo is not served yet")
-
-
 def _new_clips(request: merge_service_pb2.InitiateMergeRequest) -> list[NewClip]:
     """The clips out of the parallel lists. Raises InvalidArgument when their lengths differ."""
     count = request.video_count
@@ -193,7 +150,7 @@ def _initiated(session: Session, uploads: Any) -> merge_service_pb2.InitiateMerg
         # Clips are normalised as they come, so what is waited for is about the last of them.
         estimated_merge_time_seconds=round(1 + longest * _SECONDS_PER_CLIP_SECOND, 1),
         status="initiated",
-        created_at=_time(session.created_at),
+        created_at=timestamp(session.created_at),
     )
 
 
@@ -215,7 +172,7 @@ def _session(view: SessionView) -> merge_pb2.MergeSession:
                 filename=clip.clip.filename,
                 status=merge_pb2.ClipStatus.Value(clip.status),
                 progress_percent=clip.percent,
-                completed_at=_time(clip.uploaded_at),
+                completed_at=timestamp(clip.uploaded_at),
                 error_type=clip.error_type,
                 error_message=clip.error_message,
             )
@@ -229,10 +186,10 @@ def _session(view: SessionView) -> merge_pb2.MergeSession:
         error_type=failure.error_type if failure else "",
         retry_available=failure.retry_available if failure else False,
         challenge_title=session.title,
-        created_at=_time(session.created_at),
-        updated_at=_time(session.updated_at),
-        completed_at=_time(session.completed_at),
-        failed_at=_time(failure.failed_at if failure else None),
+        created_at=timestamp(session.created_at),
+        updated_at=timestamp(session.updated_at),
+        completed_at=timestamp(session.completed_at),
+        failed_at=timestamp(failure.failed_at if failure else None),
         retry_count=session.retry_count,
     )
     if session.canvas is not None:
@@ -246,7 +203,7 @@ def _add_video(message: merge_pb2.MergeSession, session: Session) -> None:
     outcome = session.done(JobKind.MERGE)
     assert outcome is not None, "a session is completed once its merge is done"
     id_, url, total = session.video_id, stream_url(session.video_id), sum(outcome.frames) / FPS
-    places = [_segment(segment) for segment in segments(outcome.frames)]
+    places = [segment_message(segment) for segment in segments(outcome.frames)]
     message.merged_video_url = url
     message.merged_video.CopyFrom(
         video_pb2.MergedVideo(
@@ -263,43 +220,3 @@ def _add_video(message: merge_pb2.MergeSession, session: Session) -> None:
             total_duration=total, segments=places, video_file_id=id_, compression_applied=True
         )
     )
-
-
-def _segment(segment: Segment) -> video_pb2.Segment:
-    return video_pb2.Segment(
-        statement_index=segment.statement_index,
-        start_time=segment.start_time,
-        end_time=segment.end_time,
-        duration=segment.duration,
-        start_frame=segment.start_frame,
-        frame_count=segment.frame_count,
-    )
-
-
-def _video(video: Video) -> video_pb2.Video:
-    return video_pb2.Video(
-        video_file_id=video.id,
-        owner=video.owner,
-        merge_session_id=video.merge_session_id,
-        visibility=video_pb2.Visibility.Value(video.visibility),
-        object_key=video.object_key,
-        size=video.size,
-        sha256=video.sha256,
-        mime_type="video/mp4",
-        width=video.width,
-        height=video.height,
-        fps=FPS,
-        frame_count=sum(video.frames),
-        total_duration=sum(video.frames) / FPS,
-        segments=[_segment(segment) for segment in segments(video.frames)],
-        compression_applied=video.transcoded,
-        created_at=_time(video.created_at),
-    )
-
-
-def _time(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

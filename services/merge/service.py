@@ -28,11 +28,12 @@ from services.common.errors import (
 from services.common.progress import Progress, ProgressBus
 from services.common.state import Entry, RevisionConflict, mutate, owned_key
 from services.merge.board import ProgressBoard
-from services.merge.domain import Clip, Reason, Session, SessionState, cancel, retry
+from services.merge.domain import Clip, Reason, Session, SessionState
 from services.merge.planner import ClipUpload
 from services.merge.ports import Sessions, Uploads
 from services.merge.status import SessionView, view
 from services.merge.timeline import Canvas, Quality
+from services.merge.transitions import cancel, retry
 
 KIND = "merge"  # of progress hints
 _NAMESPACE = uuid.UUID("5b7a1f0e-3a54-4f0f-9d0c-0d1d4e0b6a57")

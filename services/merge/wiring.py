@@ -22,7 +22,7 @@ from services.common.lifecycle import App
 from services.common.playback import PlaybackSigner
 from services.common.server import GrpcServer
 from services.common.state import owned_key
-from services.merge import rpc
+from services.merge import rpc, rpc_videos
 from services.merge.adapters.upload_client import UploadClient
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import Retention, SessionCleaner
@@ -119,7 +119,7 @@ async def build_controller(
             name=NAME,
             listen=settings.merge_listen,
             verifier=TokenVerifier.from_settings(settings, NAME),
-            scopes=rpc.SCOPES,
+            scopes=rpc.SCOPES | rpc_videos.SCOPES,
         )
         merges = MergeSessions(
             sessions,
@@ -136,7 +136,9 @@ async def build_controller(
             rpc.MERGE_SERVICE, merge_service_pb2_grpc.add_MergeServiceServicer_to_server, rpc.MergeServicer(merges)
         )
         server.add(
-            rpc.VIDEO_SERVICE, video_service_pb2_grpc.add_VideoServiceServicer_to_server, rpc.VideoServicer(merged)
+            rpc_videos.VIDEO_SERVICE,
+            video_service_pb2_grpc.add_VideoServiceServicer_to_server,
+            rpc_videos.VideoServicer(merged),
         )
         loops = (
             lambda: controller.follow(upload_feed, session_of_upload),
@@ -158,7 +160,7 @@ async def build_worker(
         stack.callback(scratch.close)
         limits = Limits(
             memory_bytes=settings.job_memory_mib << 20,
-            cpu_seconds=int(settings.job_seconds),
+            cpu_seconds=int(settings.job_seconds * settings.worker_threads),
             wall_seconds=settings.job_seconds,
             max_clip_seconds=settings.max_clip_seconds,
         )

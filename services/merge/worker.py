@@ -21,21 +21,12 @@ from services.common.errors import ServiceError, Unavailable
 from services.common.jobs import Delivery, JobQueue
 from services.common.progress import Progress, ProgressBus
 from services.common.state import mutate, owned_key
-from services.merge.domain import (
-    Outcome,
-    Session,
-    StaleClaim,
-    UnitRef,
-    claim,
-    finish,
-    give_up,
-    holds_claim,
-    unit_name,
-)
+from services.merge.domain import Outcome, Session, StaleClaim, UnitRef, unit_name
 from services.merge.jobs import KINDS, MergeJob
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.ports import OnProgress, Sessions
 from services.merge.service import KIND
+from services.merge.transitions import claim, finish, give_up, holds_claim
 from services.merge.work import MergeWork
 
 log = logging.getLogger(__name__)

@@ -17,22 +17,11 @@ from services.common.state import Entry, owned_key
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import Retention, SessionCleaner
 from services.merge.controller import MergeController
-from services.merge.domain import (
-    Clip,
-    Failure,
-    JobKind,
-    Outcome,
-    Session,
-    SessionState,
-    Unit,
-    UnitState,
-    Video,
-    cancel,
-    fail,
-)
+from services.merge.domain import Clip, Failure, JobKind, Outcome, Session, SessionState, Unit, UnitState, Video
 from services.merge.jobs import MergeJob
 from services.merge.planner import ClipUpload
 from services.merge.service import MergeSessions
+from services.merge.transitions import cancel, fail
 from services.merge.videos import video_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -22,18 +22,11 @@ from services.merge.domain import (
     StaleClaim,
     UnitRef,
     UnitState,
-    cancel,
-    claim,
-    complete,
-    fail,
-    finish,
-    give_up,
-    holds_claim,
-    retry,
 )
 from services.merge.planner import MAX_ATTEMPTS, PROCESSING, ClipUpload, UploadStatus, plan, seconds_until_retry
 from services.merge.status import ClipStatus, OverallStatus, view
 from services.merge.timeline import Canvas, ClipInfo
+from services.merge.transitions import cancel, claim, complete, fail, finish, give_up, holds_claim, retry
 from twotruths.merge.v1 import merge_pb2
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

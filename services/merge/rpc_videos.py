@@ -1,0 +1,82 @@
+"""The servicer of VideoService: proto ⇄ domain, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from services.common import context
+from services.common.errors import Unimplemented
+from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
+from services.merge.domain import Video, Visibility
+from services.merge.messages import segment_message, timestamp
+from services.merge.timeline import FPS, segments
+from services.merge.videos import MergedVideos
+from twotruths.merge.v1 import video_pb2, video_service_pb2, video_service_pb2_grpc
+
+VIDEO_SERVICE = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
+SCOPES = {
+    **{f"/{VIDEO_SERVICE}/{name}": MEDIA_READ for name in ("GetVideo", "GetPlayback")},
+    f"/{VIDEO_SERVICE}/DeleteVideo": MEDIA_UPLOAD,
+}
+
+Rpc = grpc.aio.ServicerContext[Any, Any]
+
+
+class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
+    """twotruths.merge.v1.VideoService."""
+
+    def __init__(self, videos: MergedVideos) -> None:
+        self._videos = videos
+
+    async def GetVideo(  # noqa: N802  the contract's name
+        self, request: video_service_pb2.GetVideoRequest, rpc: Rpc
+    ) -> video_service_pb2.GetVideoResponse:
+        video = await self._videos.get(context.principal(), request.video_file_id)
+        return video_service_pb2.GetVideoResponse(video=_video(video))
+
+    async def GetPlayback(  # noqa: N802  the contract's name
+        self, request: video_service_pb2.GetPlaybackRequest, rpc: Rpc
+    ) -> video_service_pb2.GetPlaybackResponse:
+        signed = request.prefer_signed if request.HasField("prefer_signed") else True
+        playback = await self._videos.playback(context.principal(), request.video_file_id, signed=signed)
+        return video_service_pb2.GetPlaybackResponse(
+            streaming_url=playback.url,
+            delivery_type=video_pb2.DeliveryType.Value(playback.delivery),
+            supports_range=True,
+            global_delivery=False,
+            expires_at=timestamp(playback.expires_at),
+        )
+
+    async def SetVisibility(  # noqa: N802  the contract's name
+        self, request: video_service_pb2.SetVisibilityRequest, rpc: Rpc
+    ) -> video_service_pb2.SetVisibilityResponse:
+        context.require_service()
+        visibility = Visibility(video_pb2.Visibility.Name(request.visibility))
+        video = await self._videos.set_visibility(request.owner, request.video_file_id, visibility)
+        return video_service_pb2.SetVisibilityResponse(video=_video(video))
+
+    async def DeleteVideo(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
+        raise Unimplemented("DeleteVideo is not served yet")
+
+
+def _video(video: Video) -> video_pb2.Video:
+    return video_pb2.Video(
+        video_file_id=video.id,
+        owner=video.owner,
+        merge_session_id=video.merge_session_id,
+        visibility=video_pb2.Visibility.Value(video.visibility),
+        object_key=video.object_key,
+        size=video.size,
+        sha256=video.sha256,
+        mime_type="video/mp4",
+        width=video.width,
+        height=video.height,
+        fps=FPS,
+        frame_count=sum(video.frames),
+        total_duration=sum(video.frames) / FPS,
+        segments=[segment_message(segment) for segment in segments(video.frames)],
+        compression_applied=video.transcoded,
+        created_at=timestamp(video.created_at),
+    )
