@@ -57,7 +57,7 @@ class DirectoryObjectStore:
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):  # the latter: removed between mkdir and its own look
                 if not source.exists():
                     raise
             except OSError as error:
