@@ -11,15 +11,17 @@ from aiohttp import web
 from services.common.clock import Clock
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
+from services.gateway import rufh, tus
 from services.gateway.access import Access
+from services.gateway.appends import Appends
 from services.gateway.chunks import ChunkRoutes
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
-from services.gateway.handwritten import PATHS
 from services.gateway.health import HealthRoutes
 from services.gateway.media import MediaRoutes
 from services.gateway.openapi import OpenApiRoutes
+from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding, RouteError
 from services.gateway.transcode import Transcoder
 
@@ -56,6 +58,11 @@ def create(
     media = MediaRoutes(access, store)
     router.add_get("/api/v1/media/stream/{video_file_id}", media.video)
     router.add_get("/api/v1/files/{file_id}", media.file)
+    appends = Appends(channels["upload"], settings)
+    for url, routes in ((tus.URL, tus.TusRoutes(appends)), (rufh.URL, rufh.RufhRoutes(appends))):
+        router.add_route("*", url.rstrip("/"), routes.collection)
+        router.add_route("*", url, routes.collection)
+        router.add_route("*", url + "{session_id}", routes.upload)
     for binding in bindings:
         _check_free(binding)
         handler = Transcoder(binding, channels[binding.backend], settings, drain)

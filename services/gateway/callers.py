@@ -1,10 +1,23 @@
-"""What the gateway passes on of a caller: the Authorization header, unread. Services verify it."""
+"""What the gateway passes on of a caller: the Authorization header, unread, which services verify; the key by
+which a request may be sent again; what the phone tells of itself.
+
+Idempotency-Key is a string of structured fields (draft-ietf-httpapi-idempotency-key-header-07: ``"8e03"``); the
+bare words that most clients send are taken for the same.
+"""
 
 from __future__ import annotations
 
-from aiohttp import web
+import re
 
-from services.gateway.problems import Problem
+from aiohttp import web
+from google.protobuf.message import Message
+
+from services.gateway.problems import FieldError, Problem, invalid
+
+_KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"|([\x21\x23-\x7e]*)')
+_MAX_KEY = 128
+_HINTS = {"network_type": "X-Network-Type", "device_type": "X-Device-Type"}
+_MAX_HINT = 32
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -29,3 +42,34 @@ def metadata(request: web.Request, *, max_token: int) -> Metadata:
     if scheme.lower() != "bearer" or not usable:
         raise unauthenticated()
     return (("authorization", f"Bearer {token}"),)
+
+
+def request_id(request: web.Request) -> str:
+    """The Idempotency-Key, or "". Raises Problem 400."""
+    values = request.headers.getall("Idempotency-Key", [])
+    if not values:
+        return ""
+    found = _KEY.fullmatch(values[0].strip()) if len(values) == 1 else None
+    if found is None:
+        raise invalid([FieldError("/Idempotency-Key", "must be one string, as 8e03978e-40d5-43dd or in quotes")])
+    key = re.sub(r"\\(.)", r"\1", found.group(1)) if found.group(1) is not None else found.group(2)
+    if not 0 < len(key) <= _MAX_KEY:
+        raise invalid([FieldError("/Idempotency-Key", f"must have 1 to {_MAX_KEY} characters")])
+    return key
+
+
+def hint(request: web.Request, field: str) -> str:
+    """What the phone says of its network_type or device_type, or "". It decides nothing that a phone may not
+    choose, so one that makes no sense is left out and a long one cut."""
+    value = request.headers.get(_HINTS[field], "").strip()
+    return value[:_MAX_HINT] if value.isascii() and value.isprintable() else ""
+
+
+def fill(request: web.Request, message: Message) -> None:
+    """Gives ``message`` from the headers what it has a field for and the body did not say. Raises Problem 400."""
+    fields = message.DESCRIPTOR.fields_by_name
+    for name in ("request_id", *_HINTS):
+        field = fields.get(name)
+        if field is None or field.type != field.TYPE_STRING or field.is_repeated or getattr(message, name):
+            continue
+        setattr(message, name, request_id(request) if name == "request_id" else hint(request, name))

@@ -6,19 +6,17 @@ service never takes a body that was cut short for a chunk; every other way out c
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from aiohttp import web
 
-from services.gateway import bodies, callers, digests, encode, problems
+from services.gateway import bodies, callers, digests, encode
 from services.gateway.config import GatewaySettings
 from services.gateway.multipart import MultipartError, MultipartReader, boundary_of
-from services.gateway.outcome import Outcome
-from services.gateway.problems import FieldError, Problem, invalid
+from services.gateway.problems import FieldError, invalid
+from services.gateway.uplink import Uplink
 from twotruths.upload.v1.upload_service_pb2 import (
     ChunkEnd,
     ChunkHeader,
@@ -27,10 +25,6 @@ from twotruths.upload.v1.upload_service_pb2 import (
 )
 from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
 
-PIECE_BYTES = 256 << 10
-# A phone may need minutes for a piece. What came is passed on after this long all the same, or the upload service
-# would take the call for one whose client is gone.
-HELD_SECONDS = 1.0
 _MAX_FIELD = 1024
 _FROM_UPLOAD = (
     "session_id",
@@ -75,53 +69,20 @@ class ChunkRoutes:
         return web.Response(body=encode.dumps(_answer(response)), content_type=bodies.JSON)
 
 
-class _ChunkStream:
-    """One chunk on its way: header, data, end. ``names``: what its fields are called in this request."""
+class _ChunkStream(Uplink[UploadChunksRequest, UploadChunksResponse]):
+    """One chunk on its way: header, data, end."""
 
     def __init__(self, call: Any, session_id: str, number: int) -> None:
-        self._call = call
-        self._outcome = Outcome(call)
+        super().__init__(call, lambda data: UploadChunksRequest(data=data))
         self._session_id = session_id
         self._number = number
-        self.names: Mapping[str, str] = {}
 
     async def begin(self, sha256: str) -> None:
         header = ChunkHeader(session_id=self._session_id, chunk_number=self._number, sha256=sha256)
-        await self._write(UploadChunksRequest(header=header))
-
-    async def data(self, source: AsyncIterator[bytes]) -> None:
-        buffer, now = bytearray(), asyncio.get_running_loop().time
-        passed_on = now()
-        async for piece in source:
-            buffer += piece
-            while len(buffer) >= PIECE_BYTES or (buffer and now() - passed_on >= HELD_SECONDS):
-                await self._write(UploadChunksRequest(data=bytes(memoryview(buffer)[:PIECE_BYTES])))
-                del buffer[:PIECE_BYTES]
-                passed_on = now()
-        if buffer:
-            await self._write(UploadChunksRequest(data=bytes(buffer)))
+        await self.send(UploadChunksRequest(header=header))
 
     async def end(self, sha256: str) -> None:
-        await self._write(UploadChunksRequest(end=ChunkEnd(sha256=sha256)))
-
-    async def answer(self) -> UploadChunksResponse:
-        """What was stored. Raises Problem."""
-        try:
-            with contextlib.suppress(asyncio.InvalidStateError):  # the service has answered already
-                await self._call.done_writing()
-            response: UploadChunksResponse = await self._call
-        except grpc.aio.AioRpcError as error:
-            raise problems.from_error(await self._outcome.error(error), names=self.names) from error
-        return response
-
-    async def _write(self, message: UploadChunksRequest) -> None:
-        try:
-            await self._call.write(message)
-        except asyncio.InvalidStateError:  # the service has answered already: it refuses the chunk
-            await self.answer()
-            raise Problem(409, "CHUNK_NOT_TAKEN", "the upload took no more of the chunk") from None
-        except grpc.aio.AioRpcError as error:
-            raise problems.from_error(await self._outcome.error(error), names=self.names) from error
+        await self.send(UploadChunksRequest(end=ChunkEnd(sha256=sha256)))
 
 
 async def _send_form(request: web.Request, source: AsyncIterator[bytes], stream: _ChunkStream) -> None:

@@ -19,6 +19,9 @@ class GatewaySettings(CommonSettings):
     gateway_max_token_bytes: int = Field(4096, gt=0, description="longest bearer token")
     gateway_call_timeout_seconds: float = Field(60.0, gt=0, description="deadline of a call to a service")
     gateway_chunk_timeout_seconds: float = Field(600.0, gt=0, description="longest time a chunk request may take")
+    gateway_append_timeout_seconds: float = Field(
+        3600.0, gt=0, description="longest time a request may take that appends to an upload (tus, RUFH)"
+    )
     gateway_read_timeout_seconds: float = Field(30.0, gt=0, description="longest silence within a request body")
     gateway_body_timeout_seconds: float = Field(
         60.0, gt=0, description="longest time a JSON or form body may take"

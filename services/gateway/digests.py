@@ -29,7 +29,7 @@ def from_headers(request: web.Request) -> str:
     found: set[str] = set()
     if (text := request.headers.get("X-Chunk-SHA256")) is not None:
         found.add(from_hex(text, "/X-Chunk-SHA256"))
-    if (text := ",".join(request.headers.getall("Content-Digest", []))) and (digest := _content_digest(text)):
+    if digest := from_digest_field(",".join(request.headers.getall("Content-Digest", [])), "Content-Digest"):
         found.add(digest)
     if len(found) > 1:
         raise invalid([FieldError("/Content-Digest", "is not the digest in X-Chunk-SHA256")])
@@ -41,8 +41,9 @@ def header_of(request: web.Request) -> str:
     return "X-Chunk-SHA256" if "X-Chunk-SHA256" in request.headers else "Content-Digest"
 
 
-def _content_digest(text: str) -> str:
-    wrong = invalid([FieldError("/Content-Digest", "must be sha-256=:…: in base64, see RFC 9530")])
+def from_digest_field(text: str, header: str) -> str:
+    """The sha-256 in a Content-Digest or Repr-Digest, in hex, or "". Raises Problem 400 that names ``header``."""
+    wrong = invalid([FieldError(f"/{header}", "must be sha-256=:…: in base64, see RFC 9530")])
     at, found = 0, ""
     while at < len(text):
         member = _MEMBER.match(text, at)

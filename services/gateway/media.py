@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # Media that a browser shows without running anything; all else is saved, not shown.
 _SHOWN = re.compile(r"(video|audio)/.*|image/(jpeg|png|gif|webp|avif)")
+_MAX_NAME, _MAX_PLAIN = 6000, 255
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
 
 
@@ -136,10 +137,14 @@ def _headers(readable: Readable, *, download: bool) -> dict[str, str]:
 
 
 def disposition(kind: str, filename: str) -> str:
-    """Content-Disposition (RFC 6266): a name in ASCII for old clients, and the true one as RFC 8187 writes it."""
+    """Content-Disposition (RFC 6266): a name in ASCII for old clients, and the true one as RFC 8187 writes it.
+    Both are cut where clients would refuse the header for its length."""
     name = re.sub(r"[\x00-\x1f\x7f/\\]", "_", filename)
     plain = re.sub(r'[^\x20-\x7e]|["%]', "_", name)
-    value = f'{kind}; filename="{plain}"'
-    if plain != name:
-        value += f"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
-    return value
+    if plain == name:
+        return f'{kind}; filename="{name[:_MAX_NAME]}"'
+    quoted = quote(name, safe="", errors="replace")
+    while len(quoted) > _MAX_NAME:  # by whole characters; one takes at most twelve
+        name = name[: len(name) - max(1, (len(quoted) - _MAX_NAME) // 12)]
+        quoted = quote(name, safe="", errors="replace")
+    return f"{kind}; filename=\"{plain[:_MAX_PLAIN]}\"; filename*=UTF-8''{quoted}"

@@ -10,7 +10,8 @@ from aiohttp import web
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.gateway import contract, encode, problems
-from services.gateway.handwritten import PATHS, SCHEMAS
+from services.gateway.handwritten import SCHEMAS
+from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding
 from services.gateway.schemas import Schema, Schemas
 

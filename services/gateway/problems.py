@@ -14,6 +14,7 @@ from aiohttp import web
 
 from services.common.errors import ServiceError
 from services.common.status import INTERNAL_TEXT
+from services.gateway import ratelimit
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -36,7 +37,20 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
 }
-STATUS_BY_REASON: Mapping[str, int] = {"STORAGE_FULL": 507, "FILE_TOO_LARGE": 413, "UPLOAD_EXPIRED": 410}
+STATUS_BY_REASON: Mapping[str, int] = {
+    "FILE_INFECTED": 422,
+    "FILE_TOO_LARGE": 413,
+    "LENGTH_EXCEEDED": 413,
+    "OFFSET_MISMATCH": 409,
+    "QUOTA_BYTES_PER_DAY": 429,
+    "QUOTA_OPEN_UPLOADS": 429,
+    "RATE_LIMITED": 429,
+    "SCANNER_UNAVAILABLE": 503,
+    "STORAGE_FULL": 507,
+    "UPLOAD_EXPIRED": 410,
+}
+# Statuses that RFC 9110 does not name: a client that went away, and the checksum extension of tus 1.0.
+_TITLES: Mapping[int, str] = {460: "Checksum Mismatch", 499: "Client Closed Request"}
 # What these codes carry is for the log, not for strangers: texts of exceptions, addresses of services.
 _FIXED_TEXT: Mapping[str, str] = {
     "UNKNOWN": INTERNAL_TEXT,
@@ -59,13 +73,20 @@ class FieldError:
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """A refusal. ``reason`` is one word for programs, ``detail`` a sentence for people."""
+    """A refusal. ``reason`` is one word for programs, ``detail`` a sentence for people.
+
+    ``type`` and ``members`` are for problems that a standard defines; ``metadata`` is what the service told
+    besides, for the handler alone.
+    """
 
     status: int
     reason: str
     detail: str
     errors: Sequence[FieldError] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    type: str = ""
+    members: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.status} {self.reason}: {self.detail}"
@@ -73,7 +94,7 @@ class Problem(Exception):
     def document(self, *, instance: str, request_id: str) -> dict[str, object]:
         """The JSON object of RFC 9457, with our members request_id, reason and errors."""
         return {
-            "type": f"urn:twotruths:problem:{self.reason.lower().replace('_', '-')}",
+            "type": self.type or f"urn:twotruths:problem:{self.reason.lower().replace('_', '-')}",
             "title": title(self.status),
             "status": self.status,
             "detail": self.detail,
@@ -81,7 +102,7 @@ class Problem(Exception):
             "request_id": request_id,
             "reason": self.reason,
             "errors": [{"pointer": e.pointer, "detail": e.detail} for e in self.errors],
-        }
+        } | dict(self.members)
 
     def response(self, *, instance: str, request_id: str) -> web.Response:
         """The HTTP answer."""
@@ -97,7 +118,7 @@ class Problem(Exception):
 
 def title(status: int) -> str:
     """The status in words."""
-    return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
+    return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
 def invalid(errors: Sequence[FieldError], *, reason: str = "INVALID_ARGUMENT") -> Problem:
@@ -115,7 +136,7 @@ def from_error(
     """The problem that a service's error is. ``body_field``: the field that the HTTP body was, of the request;
     ``names``: fields of the service → what the caller knows them as ("" is the body)."""
     status = STATUS_BY_REASON.get(error.reason) or STATUS_BY_CODE.get(error.code, 500)
-    headers: dict[str, str] = {}
+    headers = dict(ratelimit.of_error(error.metadata))
     retry_after = error.retry_after
     if retry_after is None and error.code == "UNAVAILABLE":
         retry_after = _DEFAULT_RETRY_SECONDS
@@ -123,13 +144,20 @@ def from_error(
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="twotruths", error="invalid_token"'
+    known = [_known_as(v.field, names) for v in error.violations]
     errors = [
-        FieldError(pointer(names.get(v.field, v.field), body_field), v.description) for v in error.violations
+        FieldError(pointer(v.field if name is None else name, body_field), v.description)
+        for v, name in zip(error.violations, known, strict=True)
     ]
     detail = _FIXED_TEXT.get(error.code, error.message)
-    if error.violations and error.violations[0].field in names:
+    if known and known[0] is not None:
         detail = _naming(errors[0])
-    return Problem(status, error.reason or error.code, detail, errors, headers)
+    return Problem(status, error.reason or error.code, detail, errors, headers, metadata=error.metadata)
+
+
+def _known_as(path: str, names: Mapping[str, str]) -> str | None:
+    """What the caller knows a field as, or the one that it is within."""
+    return names.get(path, names.get(re.split(r"[.\[]", path, maxsplit=1)[0]))
 
 
 def internal() -> Problem:

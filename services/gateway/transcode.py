@@ -10,7 +10,7 @@ from aiohttp import web
 from google.protobuf.message import Message
 
 from services.common.status import from_rpc_error
-from services.gateway import bodies, callers, encode, problems, sse
+from services.gateway import bodies, callers, encode, problems, ratelimit, sse
 from services.gateway.config import GatewaySettings
 from services.gateway.decode import Decoder
 from services.gateway.drain import Drain
@@ -38,6 +38,7 @@ class Transcoder:
         """Answers a request. Raises Problem."""
         metadata = callers.metadata(request, max_token=self._settings.gateway_max_token_bytes)
         message = await self._decode(request)
+        callers.fill(request, message)
         if self._binding.method.server_streaming:
             call = self._rpc(message, metadata=metadata)
             return await sse.stream(
@@ -48,7 +49,11 @@ class Transcoder:
             response = await self._finish(call)
         except grpc.aio.AioRpcError as error:
             raise problems.from_error(from_rpc_error(error), body_field=self._body_field) from error
-        return web.Response(body=encode.dumps(self._render(response)), content_type=bodies.JSON)
+        return web.Response(
+            body=encode.dumps(self._render(response)),
+            content_type=bodies.JSON,
+            headers=dict(ratelimit.of_answer(await call.trailing_metadata() or ())),
+        )
 
     @property
     def _body_field(self) -> str:

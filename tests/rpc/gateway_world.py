@@ -19,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.common import context
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.errors import (
+    Aborted,
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
@@ -70,6 +71,11 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         self.call_begun, self.data_came, self.call_ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.error: ServiceError | None = None
         self.metadata: list[tuple[str, str]] = []
+        self.tails: dict[str, bytes] = {}
+        self.initiated: list[Any] = []
+        self.completed: list[Any] = []
+        self.complete_error: ServiceError | None = None
+        self.trailers: tuple[tuple[str, str], ...] = ()
 
     def add(self, owner: str, filename: str, size: int, chunk_size: int, **more: Any) -> U.Upload:
         total = -(-size // chunk_size)
@@ -89,13 +95,20 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         self.chunks[upload.session_id] = {}
         return upload
 
-    async def InitiateUpload(self, request: Any, _: Any) -> Any:
+    async def InitiateUpload(self, request: Any, rpc: Any) -> Any:
+        self.initiated.append(request)
+        rpc.set_trailing_metadata(self.trailers)
+        if self.error is not None:
+            raise self.error
         upload = self.add(
             context.owner(),
             request.filename,
             request.file_size,
             request.chunk_size or 4,
             mime_type=request.mime_type,
+            length_deferred=request.defer_length,
+            purpose=U.UPLOAD_PURPOSE_PARTIAL if request.partial else U.UPLOAD_PURPOSE_GENERIC,
+            file_hash=request.file_hash,
         )
         upload.metadata.update(request.metadata)
         return upload_service_pb2.InitiateUploadResponse(upload=upload)
@@ -147,6 +160,75 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         result = U.ChunkResult(chunk_number=number, status=status, sha256=digest)
         return upload_service_pb2.UploadChunksResponse(chunks=[result], upload=upload)
 
+    async def AppendUpload(self, requests: AsyncIterator[Any], _: Any) -> Any:
+        """Keeps what comes as it comes; with a checksum, at the end."""
+        try:
+            header = (await anext(requests)).header
+            self.call_begun.set()
+            upload = find(self.uploads, header.session_id)
+            if upload.status >= U.UPLOAD_STATUS_COMPLETED:
+                raise FailedPrecondition("it takes no more bytes", reason="UPLOAD_CLOSED")
+            if header.offset != upload.upload_offset:
+                offset = {"offset": str(upload.upload_offset)}
+                raise Aborted("the offset is another", reason="OFFSET_MISMATCH", metadata=offset)
+            if header.HasField("upload_length"):
+                if not upload.length_deferred and header.upload_length != upload.file_size:
+                    raise FailedPrecondition("the length is another", reason="LENGTH_MISMATCH")
+                upload.file_size, upload.length_deferred = header.upload_length, False
+                upload.total_chunks = -(-upload.file_size // upload.chunk_size)
+            held = b""
+            async for message in requests:
+                self.pieces.append(len(message.data))
+                if header.checksum:
+                    held += message.data
+                else:
+                    self._extend(upload, message.data)
+                self.data_came.set()
+            if header.checksum:
+                name = {1: "sha1", 2: "sha256"}[header.checksum_algorithm]
+                if hashlib.new(name, held).hexdigest() != header.checksum:
+                    raise InvalidArgument.field("checksum", "is another", reason="CHUNK_DIGEST_MISMATCH")
+                self._extend(upload, held)
+            return upload_service_pb2.AppendUploadResponse(upload=upload)
+        finally:
+            self.call_ended.set()
+
+    def _extend(self, upload: U.Upload, data: bytes) -> None:
+        if not upload.length_deferred and upload.upload_offset + len(data) > upload.file_size:
+            raise InvalidArgument("too many bytes", reason="LENGTH_EXCEEDED")
+        id_, size = upload.session_id, upload.chunk_size
+        tail = self.tails.get(id_, b"") + data
+        upload.upload_offset += len(data)
+        stored = self.chunks[id_]
+        while len(tail) >= size or (tail and upload.upload_offset == upload.file_size):
+            stored[len(stored)], tail = tail[:size], tail[size:]
+        self.tails[id_] = tail
+        upload.status = U.UPLOAD_STATUS_IN_PROGRESS
+        upload.uploaded_chunks[:] = sorted(stored)
+        upload.remaining_chunks[:] = [n for n in range(upload.total_chunks) if n not in stored]
+
+    async def ConcatUploads(self, request: Any, _: Any) -> Any:
+        parts = [find(self.uploads, id_) for id_ in request.session_ids]
+        if any(p.purpose != U.UPLOAD_PURPOSE_PARTIAL or p.status != U.UPLOAD_STATUS_COMPLETED for p in parts):
+            raise FailedPrecondition("one cannot be used", reason="PARTIAL_NOT_USABLE")
+        size = sum(p.file_size for p in parts)
+        upload = self.add(context.owner(), request.filename, size, 4, mime_type=request.mime_type)
+        upload.metadata.update(request.metadata)
+        for part in parts:
+            chunks = self.chunks[part.session_id]
+            self._extend(upload, b"".join(chunks[n] for n in sorted(chunks)))
+        upload.status = U.UPLOAD_STATUS_COMPLETED
+        return upload_service_pb2.ConcatUploadsResponse(upload=upload)
+
+    async def GetLimits(self, request: Any, _: Any) -> Any:
+        return upload_service_pb2.GetLimitsResponse(
+            max_file_size=1_000_000,
+            max_chunk_size=10_000,
+            advised_chunk_size={"wifi": 2 << 20}.get(request.network_type, 256 << 10),
+            allowed_types=["video"],
+            expiry_seconds=3600,
+        )
+
     async def notify(self) -> None:
         async with self.changed:
             self.changed.notify_all()
@@ -173,9 +255,12 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
             self.call_ended.set()
 
     async def CompleteUpload(self, request: Any, _: Any) -> Any:
+        self.completed.append(request)
         self.call_begun.set()
         await self.may_complete.wait()
         upload = find(self.uploads, request.session_id)
+        if self.complete_error is not None:
+            raise self.complete_error
         if upload.remaining_chunks:
             raise FailedPrecondition("chunks 0 are missing", reason="CHUNKS_MISSING")
         stored = self.chunks[upload.session_id]
@@ -197,7 +282,8 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         return upload_service_pb2.GetFileResponse(file=find(self.files, request.file_id))
 
     async def ListUploads(self, request: Any, _: Any) -> Any:
-        raise Unimplemented("ListUploads is not served yet")
+        uploads = [upload for owner, upload in self.uploads.values() if owner == context.owner()]
+        return upload_service_pb2.ListUploadsResponse(uploads=uploads)
 
 
 class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_grpc.VideoServiceServicer):

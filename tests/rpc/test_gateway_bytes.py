@@ -267,6 +267,11 @@ async def test_the_openapi_document_lists_every_route(world: World) -> None:
     assert guess["summary"].startswith("Guesses which statement is the lie")
     assert {"400", "401", "404", "409"} <= set(guess["responses"])
     assert {"get", "head"} <= set(document["paths"]["/api/v1/media/stream/{video_file_id}"])
+    for url, tag in (("/api/v1/tus/", "tus"), ("/api/v1/rufh/", "Resumable Uploads for HTTP")):
+        assert set(document["paths"][url]) == {"post", "options"}
+        one = document["paths"][url + "{session_id}"]
+        assert set(one) == {"head", "patch", "delete"}
+        assert one["patch"]["tags"] == [tag]
     operations = [op["operationId"] for path in document["paths"].values() for op in path.values()]
     assert len(operations) == len(set(operations))
 

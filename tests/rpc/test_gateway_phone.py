@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from services.common.keys import KeyRing
-from services.gateway import chunks
+from services.gateway import uplink
 from tests.rpc.gateway_world import World, open_world
 
 PREFIX = "/api/v1/challenge-videos"
@@ -140,7 +140,7 @@ async def test_a_large_chunk_reaches_the_service_in_pieces(world: World) -> None
 async def test_what_a_slow_phone_has_sent_reaches_the_service_before_the_rest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunks, "HELD_SECONDS", 0.0)
+    monkeypatch.setattr(uplink, "HELD_SECONDS", 0.0)
     upload = world.uploads.add("alice", "a.mp4", 4, 4)
 
     async def slowly() -> AsyncIterator[bytes]:

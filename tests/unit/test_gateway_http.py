@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import BY_CODE, FieldViolation, InvalidArgument
-from services.gateway import conditions, edge, problems, ranges, sse
+from services.gateway import conditions, edge, problems, ranges, sse, structured
 from services.gateway.media import disposition
 from services.gateway.multipart import MultipartError, MultipartReader, boundary_of
 from services.gateway.problems import Problem
@@ -133,6 +134,58 @@ def test_a_file_name_cannot_break_its_header() -> None:
     assert "\r" not in value
     assert value.startswith('inline; filename="a_b__X: y____"; filename*=UTF-8')
     assert disposition("inline", "a.mp4") == 'inline; filename="a.mp4"'
+
+
+HOSTILE_NAMES = {
+    "../../etc/passwd": "../../etc/passwd",
+    "NUL": "a\x00b.mp4",
+    "CRLF": "a.mp4\r\nSet-Cookie: x=1",
+    "right to left": "clip\u202egpj.exe",
+    "4 KB of ASCII": "n" * 4092 + ".mp4",
+    "4 KB of others": "😀" * 1024,
+    "quotes": 'a";filename="b',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES.values(), ids=HOSTILE_NAMES)
+def test_a_hostile_file_name_is_one_harmless_header_that_clients_take(name: str) -> None:
+    value = disposition("attachment", name)
+    assert value.isascii()
+    assert value.isprintable()
+    assert len(value) < 8000
+    # Read by the rules of RFC 6266 it is what was given, save what would be a path or a control.
+    safe = re.sub(r"[\x00-\x1f/\\]", "_", name)
+    read = structured.filename(value)
+    assert read == safe or (len(name.encode()) > 4000 and safe.startswith(read) and len(read) > 400)
+    assert "/" not in value.partition("filename*")[0].partition(";")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("", ""),
+        ("inline", ""),
+        ("inline; filename=a.mp4", "a.mp4"),
+        ("inline;filename = a.mp4 ; x=y", "a.mp4"),
+        (r'inline; filename="a \"b\" \\.mp4"', 'a "b" \\.mp4'),
+        ("inline; filename=\"a\"; filename*=utf-8'en'%e2%82%ac.mp4", "€.mp4"),
+        ("inline; filename=\"a\"; filename*=utf-8''%ff", "a"),
+        ("inline; filename*=latin-9''%ff", ""),
+        ('inline; filename="open', ""),
+        ("inline; filename=\udcff", "?"),
+    ],
+)
+def test_the_name_in_a_content_disposition_is_read(text: str, name: str) -> None:
+    assert structured.filename(text) == name
+
+
+def test_structured_fields_that_are_none_count_as_not_sent() -> None:
+    for text in (None, "", "-1", "1.0", "a", "1, 2", "1 2", "9" * 16, '"1"', "１"):
+        assert structured.integer(text) is None
+    assert [structured.integer(text) for text in ("0", " 007 ", "12;a=b")] == [0, 7, 12]
+    for text in (None, "", "?2", "true", "1", "?0, ?1", "? 1"):
+        assert structured.boolean(text) is None
+    assert [structured.boolean(text) for text in ("?0", "?1 ", "?1; a")] == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""The OpenAPI operations of tus and of the IETF's resumable uploads, beside those of :mod:`handwritten`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.gateway import handwritten
+
+_ID = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+_BYTES = {"type": "integer", "minimum": 0}
+_TEXT = {"type": "string"}
+_FLAG = {"type": "string", "enum": ["?0", "?1"]}
+_PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
+
+
+def _header(name: str, schema: Mapping[str, Any] = _TEXT, *, required: bool = False) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": required, "schema": schema}
+
+
+_VERSION = _header("Tus-Resumable", {"type": "string", "const": "1.0.0"}, required=True)
+
+
+def _operation(
+    name: str,
+    tag: str,
+    summary: str,
+    status: int,
+    headers: Sequence[str],
+    parameters: Sequence[Mapping[str, Any]],
+    *,
+    body: str = "",
+    problems: Sequence[int] = _PROBLEMS,
+) -> dict[str, Any]:
+    response = {"description": "Done.", "headers": {header: {"schema": _TEXT} for header in headers}}
+    content = {"required": False, "content": {body: {}}}
+    return {
+        "operationId": name,
+        "tags": [tag],
+        "summary": summary,
+        "parameters": list(parameters),
+        "responses": {str(status): response},
+        "x-problems": problems,
+    } | ({"requestBody": content} if body else {})
+
+
+def _tus() -> dict[str, Any]:
+    body = "application/offset+octet-stream"
+    problems = (*_PROBLEMS, 412, 460)
+    create = _operation(
+        "TusCreate",
+        "tus",
+        "Makes an upload (creation, creation-with-upload, creation-defer-length, concatenation).",
+        201,
+        ("Location", "Upload-Offset", "Upload-Expires"),
+        (
+            _VERSION,
+            _header("Upload-Length", _BYTES),
+            _header("Upload-Defer-Length", {"type": "string", "const": "1"}),
+            _header("Upload-Metadata"),
+            _header("Upload-Concat"),
+            _header("Upload-Checksum"),
+            _header("Idempotency-Key"),
+        ),
+        body=body,
+        problems=problems,
+    )
+    patch = _operation(
+        "TusPatch",
+        "tus",
+        "Appends bytes; the last one completes the upload.",
+        204,
+        ("Upload-Offset", "Upload-Expires"),
+        (
+            _ID,
+            _VERSION,
+            _header("Upload-Offset", _BYTES, required=True),
+            _header("Upload-Length", _BYTES),
+            _header("Upload-Checksum"),
+        ),
+        body=body,
+        problems=problems,
+    )
+    state = ("Upload-Offset", "Upload-Length", "Upload-Metadata", "Upload-Expires", "Upload-Concat")
+    head = _operation("TusHead", "tus", "How far an upload is.", 200, state, (_ID, _VERSION), problems=problems)
+    delete = _operation("TusDelete", "tus", "Gives an upload up.", 204, (), (_ID, _VERSION), problems=problems)
+    told = ("Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm")
+    options = _operation("TusOptions", "tus", "What of tus is served.", 204, told, (), problems=())
+    return {
+        "/api/v1/tus/": {"post": create, "options": options | {"security": [{}]}},
+        "/api/v1/tus/{session_id}": {"head": head, "patch": patch, "delete": delete},
+    }
+
+
+def _rufh() -> dict[str, Any]:
+    tag = "Resumable Uploads for HTTP"
+    digest, length = _header("Content-Digest"), _header("Upload-Length", _BYTES)
+    completes = _header("Upload-Complete", _FLAG, required=True)
+    state = ("Upload-Complete", "Upload-Offset", "Upload-Length", "Upload-Limit")
+    create = _operation(
+        "RufhCreate",
+        tag,
+        "Makes an upload of the content; with Upload-Complete ?1 the content is all of it (answer 200).",
+        201,
+        ("Location", *state),
+        (
+            completes,
+            length,
+            _header("Content-Disposition"),
+            _header("Repr-Digest"),
+            digest,
+            _header("Upload-Draft-Interop-Version", {"type": "string", "const": "8"}),
+            _header("Idempotency-Key"),
+        ),
+        body="*/*",
+    )
+    offset = _header("Upload-Offset", _BYTES, required=True)
+    summary = "Appends content; Upload-Complete ?1 makes the file (answer 200 with the upload)."
+    patch = _operation(
+        "RufhPatch",
+        tag,
+        summary,
+        204,
+        state,
+        (_ID, offset, completes, length, digest),
+        body="application/partial-upload",
+    )
+    head = _operation("RufhHead", tag, "How far an upload is.", 204, state, (_ID,))
+    delete = _operation("RufhDelete", tag, "Gives an upload up.", 204, (), (_ID,))
+    limits = ("Accept-Patch", "Upload-Limit")
+    options = _operation("RufhOptions", tag, "What is served and its limits.", 204, limits, (), problems=())
+    return {
+        "/api/v1/rufh/": {"post": create, "options": options | {"security": [{}]}},
+        "/api/v1/rufh/{session_id}": {"head": head, "patch": patch, "delete": delete},
+    }
+
+
+PATHS: Mapping[str, Mapping[str, Any]] = {**handwritten.PATHS, **_tus(), **_rufh()}
