@@ -17,14 +17,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from services.challenge.domain import Answer, Challenge, Draft, Position, Reason, Segment, Statement, Status, Video
 from services.challenge.service import ChallengeService, Shown
 from services.common import context
 from services.common.errors import InvalidArgument, Unimplemented
 from services.common.keys import CHALLENGE_WRITE, MEDIA_READ
 from services.common.server import GrpcServer
+from services.common.timestamps import timestamp
 from twotruths.challenge.v1 import (
     challenge_pb2,
     challenge_service_pb2,
@@ -105,7 +104,7 @@ class ChallengeServicer(challenge_service_pb2_grpc.ChallengeServiceServicer):
             answer=_answer(answer),
             points=guess.points,
             total_score=guess.score_after,
-            guessed_at=_timestamp(guess.guessed_at),
+            guessed_at=timestamp(guess.guessed_at),
         )
 
     async def GetStats(self, request: Any, _: Any) -> challenge_service_pb2.GetStatsResponse:
@@ -207,8 +206,8 @@ def _shown(shown: Shown) -> challenge_pb2.Challenge:
         ),
         merged_video_url=_STREAM_PATH + challenge.video.id,
         commitment=challenge.commitment,
-        created_at=_timestamp(challenge.created_at),
-        published_at=_timestamp(challenge.published_at) if challenge.published_at else None,
+        created_at=timestamp(challenge.created_at),
+        published_at=timestamp(challenge.published_at) if challenge.published_at else None,
         answer=_answer(shown.answer) if shown.answer else None,
     )
 
@@ -236,9 +235,3 @@ def _segments(video: Video) -> Iterable[video_pb2.Segment]:
             start_frame=segment.start_frame,
             frame_count=segment.frame_count,
         )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp

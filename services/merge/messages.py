@@ -1,10 +1,6 @@
-"""Values that both servicers of the merge service send, as messages."""
+"""What both servicers of the merge service send, as messages."""
 
 from __future__ import annotations
-
-from datetime import datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.merge.timeline import Segment
 from twotruths.merge.v1 import video_pb2
@@ -20,12 +16,3 @@ def segment_message(segment: Segment) -> video_pb2.Segment:
         start_frame=segment.start_frame,
         frame_count=segment.frame_count,
     )
-
-
-def timestamp(moment: datetime | None) -> Timestamp | None:
-    """A moment as a message; None stays unset."""
-    if moment is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp

@@ -11,8 +11,9 @@ import grpc
 from services.common import context
 from services.common.errors import FieldViolation, InvalidArgument, Unimplemented
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
+from services.common.timestamps import timestamp
 from services.merge.domain import JobKind, Reason, Session
-from services.merge.messages import segment_message, timestamp
+from services.merge.messages import segment_message
 from services.merge.planner import ClipUpload
 from services.merge.service import MergeSessions, NewClip
 from services.merge.status import OverallStatus, SessionView

@@ -9,8 +9,9 @@ import grpc
 from services.common import context
 from services.common.errors import Unimplemented
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
+from services.common.timestamps import timestamp
 from services.merge.domain import Video, Visibility
-from services.merge.messages import segment_message, timestamp
+from services.merge.messages import segment_message
 from services.merge.timeline import FPS, segments
 from services.merge.videos import MergedVideos
 from twotruths.merge.v1 import video_pb2, video_service_pb2, video_service_pb2_grpc
