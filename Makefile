@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-SOURCES := services mesh tests hatch_build.py
+SOURCES := services mesh tests bench hatch_build.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check protos format lock breaking clean
+.PHONY: help setup demo up test test-system bench bench-deps check protos format lock breaking clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install everything into .venv (the others do it by themselves)
 
@@ -21,7 +21,19 @@ up: $(STAMP) ## run the mesh until Ctrl-C
 	@$(BIN)/mesh up
 
 test: $(STAMP) ## all tests that need nothing but PyPI
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/system
+
+test-system: $(STAMP) ## real clients, the virus scanner and a hundred kills; installs Debian and npm packages (root)
+	@tests/system/packages.sh
+	CHAOS=full $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system tests/chaos
+
+bench-deps: $(STAMP) ## install what is measured against: @tus/server (npm) and tuspyserver (PyPI)
+	cd bench/peers && npm ci --silent --no-audit --no-fund
+	$(PYTHON) -m venv bench/peers/.venv
+	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/peers/requirements.txt
+
+bench: $(STAMP) ## measure uploads against others, see bench/README.md; needs make bench-deps
+	@$(BIN)/python -m bench.upload
 
 check: $(STAMP) ## ruff, mypy --strict, import rules, buf lint and format
 	$(BIN)/ruff check $(SOURCES)

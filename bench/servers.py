@@ -1,0 +1,186 @@
+"""The servers under measurement: ours as the processes they are, and the peers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mesh.nats import find_server, write_config
+from mesh.ports import HOST
+from services.common.keys import KeyRing
+from tests.processes import free_port
+
+PEERS = Path(__file__).parent / "peers"
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Server:
+    """Something that takes files: how to talk to it, and its processes by name."""
+
+    port: int
+    protocol: str
+    path: str
+    headers: dict[str, str] = field(default_factory=dict)
+    checksum: bool = False
+    pids: dict[str, int] = field(default_factory=dict)
+
+    def job(self, files: Sequence[Path], chunk: int) -> dict[str, Any]:
+        """What bench/driver.py is to do."""
+        return {
+            "port": self.port,
+            "protocol": self.protocol,
+            "path": self.path,
+            "headers": self.headers,
+            "checksum": self.checksum,
+            "files": [str(path) for path in files],
+            "chunk": chunk,
+        }
+
+    def cpu(self, *names: str) -> float:
+        """CPU-seconds that the processes have used."""
+        return sum(_cpu(self.pids[name]) for name in names)
+
+    def rss(self, *names: str) -> float:
+        """Resident memory in MiB."""
+        return sum(_status(self.pids[name], "VmRSS") for name in names) / 1024
+
+    def written(self, *names: str) -> int:
+        """Bytes that went to the disk, see proc(5)."""
+        return sum(_io(self.pids[name], "write_bytes") for name in names)
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _status(pid: int, name: str) -> int:
+    return _number(Path(f"/proc/{pid}/status"), name)
+
+
+def _io(pid: int, name: str) -> int:
+    return _number(Path(f"/proc/{pid}/io"), name)
+
+
+def _number(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise KeyError(name)
+
+
+@contextmanager
+def _process(command: Sequence[object], log: Path, environment: dict[str, str] | None = None) -> Iterator[int]:
+    with log.open("ab") as output:
+        child = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output, env=environment)
+    try:
+        yield child.pid
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _until_answers(port: int, path: str, log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=2)
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise RuntimeError(f"nothing answers: {log.read_text()[-500:]}")
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[Server]:
+    """Gateway, upload service and broker with the settings they have by themselves."""
+    folder.mkdir(parents=True)
+    keys = KeyRing.create(folder / "keys")
+    ports = {name: free_port() for name in ("nats", "upload", "gateway")}
+    settings: dict[str, object] = keys.settings() | {
+        "nats_url": f"nats://{HOST}:{ports['nats']}",
+        "data_dir": folder / "data",
+        "upload_listen": f"{HOST}:{ports['upload']}",
+        "upload_target": f"dns:///{HOST}:{ports['upload']}",
+        "gateway_listen": f"{HOST}:{ports['gateway']}",
+    }
+    environment = os.environ | {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
+    write_config(folder / "nats.conf", port=ports["nats"], store=folder / "nats")
+    with ExitStack() as stack:
+        commands: dict[str, Sequence[object]] = {
+            "nats": (find_server(), "-c", folder / "nats.conf"),
+            "upload": (sys.executable, "-m", "services.upload"),
+            "gateway": (sys.executable, "-m", "services.gateway"),
+        }
+        pids = {
+            name: stack.enter_context(_process(command, folder / f"{name}.log", environment))
+            for name, command in commands.items()
+        }
+        headers = {"Authorization": f"Bearer {keys.player_token('bench')}"}
+        server = Server(ports["gateway"], "native", "/api/v1/upload", headers, pids=pids)
+        _until_answers(server.port, "/api/v1/health", folder / "gateway.log")
+        _until_initiates(server)
+        yield server
+
+
+def _until_initiates(server: Server) -> None:
+    document = {"filename": "a.mp4", "file_size": 100, "mime_type": "video/mp4"}
+    request = urllib.request.Request(
+        f"http://{HOST}:{server.port}/api/v1/upload/initiate",
+        data=json.dumps(document).encode(),
+        headers=server.headers | {"Content-Type": "application/json"},
+    )
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=5)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextmanager
+def tus_node(folder: Path) -> Iterator[Server]:
+    """@tus/server with its file store."""
+    folder.mkdir(parents=True)
+    port, node = free_port(), shutil.which("node")
+    if node is None or not (PEERS / "node_modules").is_dir():
+        raise RuntimeError("@tus/server is not installed: make bench-deps")
+    with _process((node, PEERS / "tus_node.js", port, folder), folder.with_suffix(".log")) as pid:
+        _until_answers(port, "/files/none", folder.with_suffix(".log"))
+        yield Server(port, "tus", "/files", pids={"peer": pid})
+
+
+@contextmanager
+def tus_python(folder: Path) -> Iterator[Server]:
+    """tuspyserver under uvicorn."""
+    folder.mkdir(parents=True)
+    port, python = free_port(), PEERS / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise RuntimeError("tuspyserver is not installed: make bench-deps")
+    with _process((python, PEERS / "tus_python.py", port, folder), folder.with_suffix(".log")) as pid:
+        _until_answers(port, "/files/none", folder.with_suffix(".log"))
+        yield Server(port, "tus", "/files/", pids={"peer": pid})
