@@ -32,12 +32,18 @@ FreePorts = Annotated[
     bool, typer.Option("--free-ports", help="Pick free ports for everything, to run several meshes.")
 ]
 
+S3 = Annotated[bool, typer.Option("--s3", help="Keep bytes in an S3 server (started too), not in a directory.")]
+
 DEFAULT_STATE = Path(".mesh")
 
 
 @app.command()
 def up(
-    state: State = DEFAULT_STATE, port: Port = None, workers: Workers = None, free_ports: FreePorts = False
+    state: State = DEFAULT_STATE,
+    port: Port = None,
+    workers: Workers = None,
+    free_ports: FreePorts = False,
+    s3: S3 = False,
 ) -> None:
     """Start everything and keep it running until Ctrl-C.
 
@@ -48,7 +54,7 @@ def up(
     from mesh import topology
     from mesh.up import up as run_up
 
-    options = topology.Options(state, workers or topology.default_workers(), port, free_ports)
+    options = topology.Options(state, workers or topology.default_workers(), port, free_ports, s3)
     _run(run_up(options, Console()))
 
 
@@ -63,11 +69,12 @@ def demo(
     port: Port = None,
     workers: Workers = None,
     free_ports: FreePorts = False,
+    s3: S3 = False,
 ) -> None:
     """Play the whole game once through the gateway, as two phones would.
 
-    Uses the mesh that runs on --state, or starts one and stops it afterwards (--port, --workers and
-    --free-ports are for that). Ends with one line `DEMO OK {json}`.
+    Uses the mesh that runs on --state, or starts one and stops it afterwards (--port, --workers,
+    --free-ports and --s3 are for that). Ends with one line `DEMO OK {json}`.
     """
     from mesh import topology
     from mesh.demo import demo as run_demo
@@ -79,7 +86,7 @@ def demo(
             _fail(MeshError(f"{clip} is not a file"))
         if not os.access(clip, os.R_OK):
             _fail(MeshError(f"{clip} cannot be read"))
-    options = topology.Options(state, workers or topology.default_workers(), port, free_ports)
+    options = topology.Options(state, workers or topology.default_workers(), port, free_ports, s3)
     if not _run(run_demo(options, clips or [], Console())):
         _fail(MeshError("the demo was interrupted"), status=130)
 

@@ -62,13 +62,15 @@ def grpc_service(target: str) -> HealthCheck:
     return check
 
 
-def http(url: str) -> HealthCheck:
-    """An HTTP server that answers 200 there."""
+def http(*urls: str) -> HealthCheck:
+    """An HTTP server that answers 200 there, at each of them."""
 
     async def check() -> None:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
-            if response.status != 200:
-                raise NotReady(url)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            for url in urls:
+                async with session.get(url) as response:
+                    if response.status != 200:
+                        raise NotReady(url)
 
     return check

@@ -50,6 +50,7 @@ class StateDirectory:
         self.keys = self.root / "keys"
         self.logs = self.root / "logs"
         self.nats = self.root / "nats"
+        self.s3 = self.root / "s3"
         self._info = self.root / "mesh.json"
 
     @contextmanager

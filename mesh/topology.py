@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh import health, nats, ports
+from mesh import health, nats, ports, swift
+from mesh.errors import MeshError
 from mesh.ports import HOST
 from mesh.state import MeshInfo, StateDirectory
 from mesh.supervisor import ProcessSpec
+from mesh.swift import SwiftServer
 from services.common.keys import KeyRing
 
 SERVICES = ("upload", "merge", "challenge")
@@ -35,12 +37,14 @@ def default_workers() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the mesh is to run. ``port`` is the gateway's: None is the fixed one, a free one with ``free_ports``."""
+    """How the mesh is to run. ``port`` is the gateway's: None is the fixed one, a free one with ``free_ports``.
+    ``s3``: on an S3 server of its own instead of a directory."""
 
     state: Path
     workers: int
     port: int | None = None
     free_ports: bool = False
+    s3: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +80,19 @@ class Topology:
 def plan(options: Options, state: StateDirectory) -> Topology:
     """Chooses ports, makes keys that are missing and writes the broker's configuration.
 
-    Raises MeshError when a port is taken or there is no NATS server to run.
+    Raises MeshError when a port is taken, there is no NATS server to run, or the files of ``state`` are elsewhere.
     """
+    _check_storage(state, s3=options.s3)
     workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
     external = nats.external_url()
-    names = ["gateway", *SERVICES, *workers, *([] if external else ["nats"])]
+    names = ["gateway", *SERVICES, *workers, *([] if external else ["nats"]), *(swift.NAMES if options.s3 else [])]
     chosen = ports.choose(names, free=options.free_ports, gateway=options.port)
     nats_url = external or f"nats://{HOST}:{chosen['nats']}"
-    environment = _environment(state, chosen, nats_url)
+    server = _s3_server(state, chosen) if options.s3 else None
+    environment = _environment(state, chosen, nats_url, server.settings() if server else {})
     broker = () if external else (_broker(state, chosen["nats"]),)
-    needs = tuple(spec.name for spec in broker)
+    storage = (_storage(server),) if server else ()
+    needs = tuple(spec.name for spec in (*broker, *storage))
     services = (
         _service("upload", environment, chosen, needs),
         # Merge follows the uploads' state stream, which upload makes.
@@ -100,15 +107,18 @@ def plan(options: Options, state: StateDirectory) -> Topology:
         check=health.http(f"http://{HOST}:{chosen['gateway']}/api/v1/health"),
         after=tuple(spec.name for spec in services),
     )
-    return Topology(specs=(*broker, *services, gateway), ports=chosen, nats_url=nats_url)
+    return Topology(specs=(*broker, *storage, *services, gateway), ports=chosen, nats_url=nats_url)
 
 
-def _environment(state: StateDirectory, chosen: Mapping[str, int], nats_url: str) -> dict[str, str]:
+def _environment(
+    state: StateDirectory, chosen: Mapping[str, int], nats_url: str, storage: Mapping[str, object]
+) -> dict[str, str]:
     """This process's environment, so that TWOTRUTHS_… settings reach the services, and what the mesh decides."""
     settings: dict[str, object] = {
         "nats_url": nats_url,
         "data_dir": state.data,
         **KeyRing.create(state.keys).settings(),
+        **storage,
         **{f"{name}_target": f"dns:///{HOST}:{chosen[name]}" for name in SERVICES},
         **{f"{name}_listen": f"{HOST}:{chosen[name]}" for name in ("gateway", *SERVICES)},
     }
@@ -126,6 +136,23 @@ def _broker(state: StateDirectory, port: int) -> ProcessSpec:
         environment=os.environ,
         check=health.jetstream(f"nats://{HOST}:{port}"),
     )
+
+
+def _check_storage(state: StateDirectory, *, s3: bool) -> None:
+    """The records of a state directory name files that are where they were put. Raises MeshError."""
+    if not s3 and state.s3.exists():
+        raise MeshError(f"{state.root} keeps its files in S3: use --s3, or another directory with --state")
+    if s3 and not state.s3.exists() and (state.data / "objects").exists():
+        raise MeshError(f"{state.root} keeps its files in a directory: leave out --s3, or use another --state")
+
+
+def _s3_server(state: StateDirectory, chosen: Mapping[str, int]) -> SwiftServer:
+    swift.require_installed()
+    return SwiftServer(state.s3, tuple(chosen[name] for name in swift.NAMES))
+
+
+def _storage(server: SwiftServer) -> ProcessSpec:
+    return ProcessSpec("s3", server.command(), os.environ, health.http(*server.health_urls()))
 
 
 def _service(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from mesh.board import Board, addresses
+from mesh.ports import HOST
 from mesh.running import RunningMesh, running
 from mesh.state import StateDirectory
 from mesh.topology import Options
@@ -39,6 +40,7 @@ def announce(console: Console, options: Options, mesh: RunningMesh) -> None:
         "gateway": info.gateway_url,
         **info.grpc_targets,
         "nats": without_secrets(info.nats_url),
+        **({"s3": f"http://{HOST}:{info.ports['s3']}"} if "s3" in info.ports else {}),
         "logs": str(state.logs),
     }
     console.print(f"\nall {len(mesh.topology.specs)} processes are healthy", style="bold green", highlight=False)

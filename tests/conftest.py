@@ -1,21 +1,29 @@
-"""Fixtures of all rooms: a real broker and development keys."""
+"""Fixtures of all rooms: a real broker, a real S3 server and development keys."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
+from mesh.health import http, until_healthy
+from mesh.swift import NAMES, SwiftServer
 from services.common.adapters.jetstream import connect
+from services.common.adapters.s3_bucket import S3Bucket, open_bucket
 from services.common.keys import KeyRing
+from services.common.settings import CommonSettings
 
 
 class NatsServer:
@@ -99,3 +107,59 @@ async def nats_client(nats_url: str) -> AsyncIterator[Client]:
 def keys(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
     """Development keys: ``keys.player_token("alice")``, ``keys.settings()``."""
     return KeyRing.create(tmp_path_factory.mktemp("keys"))
+
+
+class S3Server:
+    """A real S3 server (OpenStack Swift) that a test may kill and start again on the same ports and files."""
+
+    def __init__(self, folder: Path) -> None:
+        with ExitStack() as stack:
+            free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in NAMES]
+            ports = tuple(listener.getsockname()[1] for listener in free)
+        self.server = SwiftServer(folder, ports)
+        self._log = folder.with_suffix(".log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Starts the server and waits until it serves."""
+        self._run()
+        try:
+            async with asyncio.timeout(60):
+                await until_healthy(http(*self.server.health_urls()))
+        except TimeoutError:
+            self.kill()
+            raise RuntimeError(f"Swift did not start: {self._log.read_text()[-500:]}") from None
+
+    def _run(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self.server.command(), stdout=log, stderr=log, start_new_session=True)
+
+    def kill(self) -> None:
+        """SIGKILL, to all its processes."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="session")
+async def s3_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S3Server]:
+    """One S3 server for all tests of this worker; those that use it are of the xdist group "s3"."""
+    server = S3Server(tmp_path_factory.mktemp("swift"))
+    await server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def s3_settings(s3_server: S3Server) -> dict[str, object]:
+    """Settings of an empty bucket."""
+    return s3_server.server.settings() | {"s3_bucket": f"test-{uuid.uuid4().hex}"}
+
+
+@pytest.fixture
+async def s3_bucket(s3_settings: dict[str, object]) -> AsyncIterator[S3Bucket]:
+    """An empty bucket."""
+    async with open_bucket(CommonSettings.model_validate(s3_settings)) as bucket:
+        yield bucket
+    await asyncio.sleep(0)  # lets the transports' close callbacks run inside this loop

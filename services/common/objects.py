@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
+
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+def require_key(key: str) -> str:
+    """The key itself. Raises ValueError when it is none."""
+    if not _KEY.fullmatch(key) or len(key) > 512:
+        raise ValueError(f"not an object key: {key!r}")
+    return key
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -18,6 +18,25 @@ class CommonSettings(BaseSettings):
     nats_url: str = Field("nats://127.0.0.1:4222", description="NATS servers, comma-separated")
     nats_replicas: int = Field(1, ge=1, le=5, description="replicas of streams and buckets (3 on a cluster)")
     data_dir: Path = Field(Path(".mesh/data"), description="where the directory stores keep parts and objects")
+
+    s3_bucket: str = Field("", description="bucket for parts and objects; empty: the data directory")
+    s3_endpoint_url: str = Field("", description="an S3 server; empty: AWS")
+    s3_region: str = Field("us-east-1", description="the bucket's region")
+    s3_access_key_id: str = Field(
+        "", description="access key; empty: what the AWS SDK finds (role, profile, environment)"
+    )
+    s3_secret_access_key: SecretStr = Field(SecretStr(""), description="its secret")
+    s3_path_style: bool = Field(
+        False, description="whether the bucket's name goes into the path, not the host name"
+    )
+    s3_checksums: Literal["when_required", "when_supported"] = Field(
+        "when_required", description="when requests carry a checksum that the server verifies"
+    )
+    s3_sign_payload: bool = Field(
+        False, description="whether bodies are part of the signature (costs a digest more)"
+    )
+    s3_connections: int = Field(128, ge=8, description="most connections of a process to the S3 server")
+    s3_create_bucket: bool = Field(False, description="whether a bucket that is missing is made (development)")
 
     upload_target: str = Field("dns:///127.0.0.1:50051", description="the upload service, as a gRPC target")
     merge_target: str = Field("dns:///127.0.0.1:50052", description="the merge service, as a gRPC target")

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.stores import open_objects
 from services.common.channel import open_channel
 from services.common.clock import Clock, utc_now
 from services.common.identity import ServiceTokens
@@ -43,10 +43,12 @@ async def build(
         for name, target in targets.items():
             # Players' calls carry their own token; the gateway's goes with its own questions alone.
             channels[name] = await stack.enter_async_context(open_channel(target, tokens=tokens, audience=name))
+        if store is None:
+            store = await stack.enter_async_context(open_objects(settings))
         application = app.create(
             bindings,
             channels,
-            store=store or DirectoryObjectStore(settings.data_dir),
+            store=store,
             signer=signer or PlaybackSigner.from_file(settings.playback_keys_file),
             settings=settings,
             drain=drain,

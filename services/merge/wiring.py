@@ -8,12 +8,12 @@ from datetime import timedelta
 
 from nats.aio.client import Client
 
-from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.jetstream import connect
 from services.common.adapters.jetstream_changes import JetStreamChangeFeed
 from services.common.adapters.jetstream_jobs import JetStreamJobQueue
 from services.common.adapters.jetstream_state import JetStreamStateStore
 from services.common.adapters.nats_progress import NatsProgressBus
+from services.common.adapters.stores import open_objects
 from services.common.channel import open_channel
 from services.common.clock import Clock, utc_now
 from services.common.codec import RecordCodec, parsed
@@ -87,7 +87,7 @@ async def build_controller(
             videos,
             uploads,
             queue,
-            DirectoryObjectStore(settings.data_dir),
+            await stack.enter_async_context(open_objects(settings)),
             clock=clock,
             encode=JOBS.encode,
             retention=Retention(
@@ -165,11 +165,12 @@ async def build_worker(
             max_clip_seconds=settings.max_clip_seconds,
         )
         runner = media or MediaRunner(limits, settings.worker_threads)
+        objects = await stack.enter_async_context(open_objects(settings))
         worker = MergeWorker(
             await _sessions(nats, settings),
             await _queue(nats, settings),
             NatsProgressBus(nats),
-            MergeWork(DirectoryObjectStore(settings.data_dir), runner, scratch),
+            MergeWork(objects, runner, scratch),
             clock=clock,
             decode=JOBS.decode,
             jobs_at_once=settings.worker_jobs,

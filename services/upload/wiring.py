@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.jetstream import connect
@@ -42,6 +43,9 @@ class Shared:
     hints: Hints
 
 
+Background: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+
 @asynccontextmanager
 async def build(
     settings: UploadSettings,
@@ -50,17 +54,11 @@ async def build(
     parts: PartStore | None = None,
     clock: Clock = utc_now,
 ) -> AsyncIterator[App]:
-    """The upload service on a directory and JetStream, or on what is given instead."""
+    """The upload service on a directory or a bucket and JetStream, or on what is given instead."""
     async with AsyncExitStack() as stack:
+        background: list[Background] = []
         if parts is None:  # first: a directory that is taken is a reason not to begin
-            parts = stack.enter_context(
-                DirectoryPartStore(
-                    settings.data_dir,
-                    DirectoryObjectStore(settings.data_dir),
-                    fsync=settings.fsync,
-                    threads=settings.upload_threads,
-                )
-            )
+            parts = await _open_parts(stack, settings, background)
         shared = shared or await _shared(settings, stack)
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
         assembly = Assembly(shared.uploads, parts, shared.hints, retention=retention, clock=clock)
@@ -85,8 +83,27 @@ async def build(
         server.add(
             rpc.SERVICE, upload_service_pb2_grpc.add_UploadServiceServicer_to_server, rpc.UploadServicer(service)
         )
-        sweep = functools.partial(assembly.sweep_every, settings.upload_sweep_seconds)
-        yield App(server, background=[sweep])
+        background.append(functools.partial(assembly.sweep_every, settings.upload_sweep_seconds))
+        yield App(server, background=background)
+
+
+async def _open_parts(stack: AsyncExitStack, settings: UploadSettings, background: list[Background]) -> PartStore:
+    """The part store of the settings; what it has to do now and again goes to ``background``."""
+    if not settings.s3_bucket:
+        objects = DirectoryObjectStore(settings.data_dir)
+        return stack.enter_context(
+            DirectoryPartStore(settings.data_dir, objects, fsync=settings.fsync, threads=settings.upload_threads)
+        )
+    # Half a second of imports that a directory does not need.
+    from services.common.adapters.s3_bucket import open_bucket
+    from services.common.adapters.s3_objects import S3ObjectStore
+    from services.upload.adapters.s3_parts import S3PartStore
+
+    bucket = await stack.enter_async_context(open_bucket(settings))
+    store = S3PartStore(bucket, S3ObjectStore(bucket), threads=settings.upload_threads)
+    grace = settings.upload_orphan_grace_seconds
+    background.append(functools.partial(store.tidy_every, settings.upload_sweep_seconds, grace=grace))
+    return stack.enter_context(store)
 
 
 async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:

@@ -1,4 +1,4 @@
-"""What every object store holds to. (Issue 3 adds S3 to the parameters.)"""
+"""What every object store holds to, and what S3 adds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.errors import NotFound
 from services.common.objects import ObjectStore
 
+S3 = pytest.mark.xdist_group("s3")
 
-@pytest.fixture
-def store(tmp_path: Path) -> ObjectStore:
+
+@pytest.fixture(params=["directory", pytest.param("s3", marks=S3)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    if request.param == "s3":
+        return S3ObjectStore(request.getfixturevalue("s3_bucket"))
     return DirectoryObjectStore(tmp_path / "store")
 
 

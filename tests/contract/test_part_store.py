@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.errors import (
     Aborted,
     AlreadyExists,
@@ -30,8 +31,10 @@ from services.common.errors import (
     ResourceExhausted,
     ServiceError,
 )
+from services.common.objects import ObjectStore
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.memory_parts import MemoryPartStore
+from services.upload.adapters.s3_parts import S3PartStore
 from services.upload.domain import Whole
 from services.upload.grid import Grid, Part, Tail
 from services.upload.ports import PartStore, StoredPart
@@ -43,15 +46,24 @@ GRID = Grid(size=2500, chunk_size=1000)
 BODY = bytes(i * 7 % 251 for i in range(GRID.size))
 
 
+STORES = ["memory", "directory", "directory fsync=part", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))]
+
+
 @pytest.fixture
-def objects(tmp_path: Path) -> DirectoryObjectStore:
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is not None and callspec.params.get("store") == "s3":
+        return S3ObjectStore(request.getfixturevalue("s3_bucket"))
     return DirectoryObjectStore(tmp_path)
 
 
-@pytest.fixture(params=["memory", "directory", "directory fsync=part"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, objects: DirectoryObjectStore) -> Iterator[PartStore]:
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path, objects: ObjectStore) -> Iterator[PartStore]:
     if request.param == "memory":
         yield MemoryPartStore(objects)
+    elif isinstance(objects, S3ObjectStore):
+        with S3PartStore(request.getfixturevalue("s3_bucket"), objects) as bucket:
+            yield bucket
     else:
         with DirectoryPartStore(
             tmp_path, objects, fsync="part" if request.param.endswith("part") else "complete"
@@ -90,7 +102,7 @@ async def manifest(store: PartStore) -> tuple[Part, ...]:
     return GRID.manifest((await store.list_parts(UPLOAD, GRID)).parts)
 
 
-async def read(objects: DirectoryObjectStore) -> bytes:
+async def read(objects: ObjectStore) -> bytes:
     return b"".join([piece async for piece in objects.read(KEY)])
 
 
@@ -124,7 +136,7 @@ async def tail(store: PartStore) -> Tail | None:
     return (await store.list_parts(UPLOAD, GRID)).tail
 
 
-async def test_parts_in_any_order_become_the_file(store: PartStore, objects: DirectoryObjectStore) -> None:
+async def test_parts_in_any_order_become_the_file(store: PartStore, objects: ObjectStore) -> None:
     assert (await store.list_parts(UPLOAD, GRID)).changed_at is None
     parts = await put_all(store)
     assert [p.sha256 for p in parts] == [hashlib.sha256(chunk(n)).hexdigest() for n in range(3)]
@@ -137,7 +149,7 @@ async def test_parts_in_any_order_become_the_file(store: PartStore, objects: Dir
 
 
 async def test_the_same_bytes_again_exist_already_and_other_bytes_never_replace_them(
-    store: PartStore, objects: DirectoryObjectStore
+    store: PartStore, objects: ObjectStore
 ) -> None:
     first = await put(store, 0)
     again = await put(store, 0)
@@ -152,7 +164,7 @@ async def test_the_same_bytes_again_exist_already_and_other_bytes_never_replace_
 
 @pytest.mark.parametrize("data", [b"", bytes(999), bytes(1001), bytes(5000)])
 async def test_a_part_of_another_length_is_refused_and_touches_no_neighbour(
-    store: PartStore, objects: DirectoryObjectStore, data: bytes
+    store: PartStore, objects: ObjectStore, data: bytes
 ) -> None:
     await put(store, 2)
     await put(store, 0)
@@ -210,7 +222,7 @@ class Client:
         waits.cancel()
 
 
-async def test_a_silent_writer_never_blocks_its_own_retry(store: PartStore, objects: DirectoryObjectStore) -> None:
+async def test_a_silent_writer_never_blocks_its_own_retry(store: PartStore, objects: ObjectStore) -> None:
     silent = Client(store)
     await silent.send(bytes(400))
     async with asyncio.timeout(5):
@@ -247,7 +259,7 @@ async def test_a_writer_that_was_cancelled_leaves_nothing(store: PartStore) -> N
     assert not (await put(store, 0)).existed
 
 
-async def test_late_part_cannot_change_a_finished_file(store: PartStore, objects: DirectoryObjectStore) -> None:
+async def test_late_part_cannot_change_a_finished_file(store: PartStore, objects: ObjectStore) -> None:
     parts = await put_all(store)
     late = Client(store)
     await late.send(bytes(500))
@@ -258,9 +270,7 @@ async def test_late_part_cannot_change_a_finished_file(store: PartStore, objects
     assert await read(objects) == BODY
 
 
-async def test_a_refused_file_does_not_appear_and_its_parts_stay(
-    store: PartStore, objects: DirectoryObjectStore
-) -> None:
+async def test_a_refused_file_does_not_appear_and_its_parts_stay(store: PartStore, objects: ObjectStore) -> None:
     parts = await put_all(store)
 
     def refuse(whole: Whole) -> None:
@@ -275,7 +285,7 @@ async def test_a_refused_file_does_not_appear_and_its_parts_stay(
     assert await read(objects) == BODY
 
 
-async def test_assembling_again_gives_the_same_file(store: PartStore, objects: DirectoryObjectStore) -> None:
+async def test_assembling_again_gives_the_same_file(store: PartStore, objects: ObjectStore) -> None:
     parts = await put_all(store)
     first = await store.assemble(UPLOAD, GRID, parts, KEY, accept)
     assert await store.assemble(UPLOAD, GRID, parts, KEY, accept) == first
@@ -319,9 +329,7 @@ async def test_a_part_confirmed_while_its_upload_is_discarded_does_not_count(sto
     assert await numbers(store) == []
 
 
-async def test_appended_bytes_fill_the_tail_and_become_the_parts(
-    store: PartStore, objects: DirectoryObjectStore
-) -> None:
+async def test_appended_bytes_fill_the_tail_and_become_the_parts(store: PartStore, objects: ObjectStore) -> None:
     assert await append(store, BODY[:250], at=0) == 250
     ledger = await store.list_parts(UPLOAD, GRID)
     assert (ledger.parts, ledger.tail, ledger.offset(GRID)) == ((), Tail(0, 250), 250)
@@ -355,9 +363,7 @@ async def test_what_was_appended_before_the_bytes_broke_off_stays(store: PartSto
     assert await append(store, BODY[1300:], at=1300) == 2500
 
 
-async def test_bytes_that_count_at_once_count_all_or_not_at_all(
-    store: PartStore, objects: DirectoryObjectStore
-) -> None:
+async def test_bytes_that_count_at_once_count_all_or_not_at_all(store: PartStore, objects: ObjectStore) -> None:
     async def refuse() -> None:
         raise ValueError("wrong checksum")
 
@@ -376,9 +382,7 @@ async def test_bytes_that_count_at_once_count_all_or_not_at_all(
     assert await read(objects) == BODY
 
 
-async def test_a_part_over_a_tail_must_begin_with_its_bytes(
-    store: PartStore, objects: DirectoryObjectStore
-) -> None:
+async def test_a_part_over_a_tail_must_begin_with_its_bytes(store: PartStore, objects: ObjectStore) -> None:
     await append(store, BODY[:1400])
     with pytest.raises(AlreadyExists) as refusal:
         await put(store, 1, chunk(1)[:399] + bytes(601))
@@ -424,7 +428,7 @@ async def test_more_bytes_than_the_file_has_are_refused_and_those_before_stay(st
 
 
 async def test_a_tail_that_turns_out_to_be_the_last_part_becomes_it(
-    store: PartStore, objects: DirectoryObjectStore
+    store: PartStore, objects: ObjectStore
 ) -> None:
     unbounded = Grid(1 << 40, GRID.chunk_size)
     assert await append(store, BODY, grid=unbounded) == 2500
@@ -543,7 +547,7 @@ SCRIPT = """
 
 @pytest.mark.parametrize("point", CRASHES.values(), ids=CRASHES.keys())
 async def test_a_kill_loses_no_acknowledged_part_and_complete_can_be_done_again(
-    tmp_path: Path, objects: DirectoryObjectStore, point: str
+    tmp_path: Path, objects: ObjectStore, point: str
 ) -> None:
     crash = await asyncio.to_thread(
         subprocess.run,
@@ -565,7 +569,7 @@ async def test_a_kill_loses_no_acknowledged_part_and_complete_can_be_done_again(
     assert await read(objects) == BODY
 
 
-async def test_two_processes_cannot_own_one_directory(tmp_path: Path, objects: DirectoryObjectStore) -> None:
+async def test_two_processes_cannot_own_one_directory(tmp_path: Path, objects: ObjectStore) -> None:
     second = DirectoryPartStore(tmp_path, objects)
     with DirectoryPartStore(tmp_path, objects), pytest.raises(OSError, match="in use by another upload service"):
         second.__enter__()
@@ -584,7 +588,7 @@ def disk_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_tail_is_taken_up_after_a_restart(tmp_path: Path, objects: DirectoryObjectStore) -> None:
+async def test_a_tail_is_taken_up_after_a_restart(tmp_path: Path, objects: ObjectStore) -> None:
     for start in range(0, GRID.size, 130):
         with DirectoryPartStore(tmp_path, objects) as store:
             assert await append(store, BODY[start : start + 130], at=start) == min(start + 130, GRID.size)
@@ -594,7 +598,7 @@ async def test_a_tail_is_taken_up_after_a_restart(tmp_path: Path, objects: Direc
 
 
 async def test_a_full_disk_keeps_the_tail_and_goes_on_when_there_is_room(
-    tmp_path: Path, objects: DirectoryObjectStore
+    tmp_path: Path, objects: ObjectStore
 ) -> None:
     with DirectoryPartStore(tmp_path, objects) as store:
         with disk_limit(1500), pytest.raises(ResourceExhausted) as refusal:
@@ -607,7 +611,7 @@ async def test_a_full_disk_keeps_the_tail_and_goes_on_when_there_is_room(
 
 
 async def test_a_full_disk_keeps_earlier_parts_and_works_again_when_there_is_room(
-    tmp_path: Path, objects: DirectoryObjectStore
+    tmp_path: Path, objects: ObjectStore
 ) -> None:
     with DirectoryPartStore(tmp_path, objects) as store:
         await put(store, 0)
@@ -621,7 +625,7 @@ async def test_a_full_disk_keeps_earlier_parts_and_works_again_when_there_is_roo
 
 
 async def test_each_byte_is_written_once(
-    tmp_path: Path, objects: DirectoryObjectStore, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = 0
     pwrite = os.pwrite
@@ -644,7 +648,7 @@ async def test_each_byte_is_written_once(
 
 
 async def test_a_cancelled_writer_lets_go_only_when_its_thread_has_ended(
-    tmp_path: Path, objects: DirectoryObjectStore, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing, go_on = threading.Event(), threading.Event()
     pwrite = os.pwrite

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import re
 import shutil
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -18,9 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from services.common.errors import NotFound, ResourceExhausted
-from services.common.objects import ObjectInfo
+from services.common.objects import ObjectInfo, require_key
 
-_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _PIECE = 1 << 20
 _ATTEMPTS = 20  # while others delete the last object beside ours, and the folder with it
 
@@ -144,9 +142,7 @@ class DirectoryObjectStore:
         return path if path.is_file() else None
 
     def _path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key) or len(key) > 512:
-            raise ValueError(f"not an object key: {key!r}")
-        return self._objects / key
+        return self._objects / require_key(key)
 
 
 def _sync(path: Path) -> None:

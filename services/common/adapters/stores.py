@@ -1,0 +1,25 @@
+"""Where bytes are kept: one setting, ``TWOTRUTHS_S3_BUCKET``, decides for every service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.objects import ObjectStore
+from services.common.settings import CommonSettings
+
+
+@asynccontextmanager
+async def open_objects(settings: CommonSettings) -> AsyncIterator[ObjectStore]:
+    """The object store of the settings: a bucket, or the data directory. Raises Unavailable when the bucket is to
+    be made and S3 does not answer."""
+    if not settings.s3_bucket:
+        yield DirectoryObjectStore(settings.data_dir)
+        return
+    # Half a second of imports that a directory does not need.
+    from services.common.adapters.s3_bucket import open_bucket
+    from services.common.adapters.s3_objects import S3ObjectStore
+
+    async with open_bucket(settings) as bucket:
+        yield S3ObjectStore(bucket)
