@@ -1,7 +1,8 @@
 """Finishing what was begun: assembling uploads whose manifest is fixed, and sweeping up.
 
-Every step may be cut off by a kill and is simply done again, by the next complete call or by the sweep: the
-manifest in the record says what the file is made of, the part store knows whether the object is there.
+An upload that is made of partial uploads is first filled from their files. Every step may be cut off by a kill
+and is simply done again, by the next complete call or by the sweep: the manifest in the record says what the file
+is made of, the part store knows whether the object is there.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from services.common.clock import Clock
-from services.common.errors import DataLoss, ServiceError
+from services.common.errors import DataLoss, NotFound, ServiceError
+from services.common.objects import ObjectStore
 from services.common.progress import Progress
-from services.common.state import mutate
+from services.common.state import Entry, mutate, owned_key
 from services.upload.domain import (
     DATA_LOST,
     TYPE_MISMATCH,
@@ -25,6 +27,7 @@ from services.upload.domain import (
     Upload,
     UploadState,
 )
+from services.upload.grid import Grid
 from services.upload.ports import Hints, PartStore, Staged, UploadStore
 
 log = logging.getLogger(__name__)
@@ -45,10 +48,18 @@ class Assembly:
     """Takes uploads through *assembling*, one task for each however many calls wait for it."""
 
     def __init__(
-        self, uploads: UploadStore, parts: PartStore, hints: Hints, *, retention: Retention, clock: Clock
+        self,
+        uploads: UploadStore,
+        parts: PartStore,
+        objects: ObjectStore,
+        hints: Hints,
+        *,
+        retention: Retention,
+        clock: Clock,
     ) -> None:
         self._uploads = uploads
         self._parts = parts
+        self._objects = objects
         self._hints = hints
         self._retention = retention
         self._clock = clock
@@ -81,6 +92,8 @@ class Assembly:
 
     async def _finish(self, key: str) -> str | None:
         entry = await self._uploads.get(key)
+        if entry is not None and entry.value.gathers:
+            entry = await self._gather(key, entry.value)
         if entry is None or entry.value.state is not UploadState.ASSEMBLING:
             return None
         upload, actual = entry.value, None
@@ -98,8 +111,50 @@ class Assembly:
         else:
             await mutate(self._uploads, key, lambda u: u.complete(whole, object_key, self._clock()))
             await self._parts.discard(key)
+            await self._release(upload)
         await self._hints.publish(Progress("upload", upload.id))
         return actual
+
+    async def _gather(self, key: str, upload: Upload) -> Entry[Upload] | None:
+        """Puts the files of the partial uploads into the upload that is made of them, from where an earlier call
+        was cut off, and fixes the manifest."""
+        begin = 0
+
+        async def admit(reached: int) -> Grid:
+            nonlocal begin
+            begin = reached
+            return upload.grid
+
+        async def files() -> AsyncGenerator[bytes, None]:
+            place = 0
+            for id_ in upload.source_ids:
+                source = await self._uploads.get(owned_key(upload.owner, id_))
+                if source is None or source.value.state is not UploadState.COMPLETED:
+                    raise NotFound(f"partial upload {id_} is gone")
+                if begin < place + source.value.size:
+                    skipped = max(begin - place, 0)
+                    async with contextlib.aclosing(self._objects.read(source.value.object_key, skipped)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                place += source.value.size
+
+        try:
+            async with contextlib.aclosing(files()) as pieces:
+                await self._parts.append_tail(key, upload.grid, admit, pieces, lambda: asyncio.sleep(0))
+        except NotFound as error:
+            await self._fail(key, DATA_LOST, error.message)
+            return None
+        manifest = upload.grid.manifest((await self._parts.list_parts(key, upload.grid)).parts)
+        return await mutate(self._uploads, key, lambda u: u.begin_assembly(manifest, "", self._clock()))
+
+    async def _release(self, upload: Upload) -> None:
+        """Removes the partial uploads that the file was made of; what a kill leaves of them expires."""
+        for id_ in upload.source_ids:
+            key = owned_key(upload.owner, id_)
+            source = await self._uploads.get(key)
+            if source is not None and source.value.state is UploadState.COMPLETED:
+                await self._parts.remove(source.value.object_key)
+                await mutate(self._uploads, key, lambda u: u.cancel(self._clock()), ttl=self.ttl)
 
     async def _fail(self, key: str, error_type: str, message: str) -> None:
         await mutate(self._uploads, key, lambda u: u.fail(error_type, message, self._clock()), ttl=self.ttl)
@@ -127,9 +182,11 @@ class Assembly:
                 await self._tidy(staged, now)
 
     async def _tend(self, key: str, upload: Upload) -> None:
-        if upload.state is UploadState.ASSEMBLING:
+        if upload.state is UploadState.ASSEMBLING or (upload.gathers and not upload.ended(self._clock())):
             await self.finish(key)
         else:
+            if upload.object_key:  # of a partial upload that nobody used; first, so that it is never forgotten
+                await self._parts.remove(upload.object_key)
             await mutate(self._uploads, key, lambda u: u.expire(self._clock()), ttl=self.ttl)
             await self._hints.publish(Progress("upload", upload.id))
 

@@ -38,11 +38,9 @@ class UploadSettings(CommonSettings):
     upload_orphan_grace_seconds: float = Field(
         default=86_400, ge=0, description="how long chunks without an upload record are kept"
     )
-    upload_max_streams: int = Field(default=64, ge=1, description="most chunk streams open at once")
+    upload_max_streams: int = Field(default=64, ge=1, description="most streams of bytes open at once")
     # Longer than the gateway waits for a silent phone: it is the one that can tell the phone so.
-    upload_stall_seconds: float = Field(
-        default=45, gt=0, description="after which a silent chunk stream is cut off"
-    )
+    upload_stall_seconds: float = Field(default=15, gt=0, description="after which a silent stream is cut off")
     upload_watch_seconds: float = Field(default=3, gt=0, description="how often watchers look without a hint")
     upload_sweep_seconds: float = Field(
         default=60, gt=0, description="how often expired and cut-off uploads are tended"

@@ -11,13 +11,23 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ServiceError
+from services.common.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+    ServiceError,
+)
 from services.upload import signatures
 from services.upload.grid import Grid, Part
 from services.upload.reasons import Reason
 
 TYPE_MISMATCH = "file_type_mismatch"
 DATA_LOST = "data_lost"
+
+_UNTOLD = 1 << 62  # stands for a size that is not known: beyond every limit, below what an int64 holds
 
 
 class UploadState(StrEnum):
@@ -47,6 +57,7 @@ class UploadPurpose(StrEnum):
 
     GENERIC = "UPLOAD_PURPOSE_GENERIC"
     MERGE_CLIP = "UPLOAD_PURPOSE_MERGE_CLIP"
+    PARTIAL = "UPLOAD_PURPOSE_PARTIAL"
 
 
 class DigestRefused(Exception):
@@ -98,15 +109,27 @@ class Upload:
     completed_at: datetime | None = None
     request_fingerprint: str = ""
     claimed_sha256: str = ""
+    length_deferred: bool = False
+    source_ids: tuple[str, ...] = ()
+    network_type: str = ""
+    device_type: str = ""
+    complete_request_id: str = ""
 
     @property
     def grid(self) -> Grid:
-        """Where each part lies."""
-        return Grid(self.size, self.chunk_size)
+        """Where each part lies; without an end while the length is not told."""
+        return Grid(_UNTOLD if self.length_deferred else self.size, self.chunk_size)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the files of its partial uploads are still to be put into it."""
+        return self.state is UploadState.OPEN and bool(self.source_ids)
 
     def state_at(self, now: datetime) -> UploadState:
-        """The state, expired as soon as the time is over and not only when the sweep has written it down."""
-        if self.state is UploadState.OPEN and now >= self.expires_at:
+        """The state, expired as soon as the time is over and not only when the sweep has written it down. A
+        partial upload expires also when it is completed and nobody has used it."""
+        partial = self.state is UploadState.COMPLETED and self.purpose is UploadPurpose.PARTIAL
+        if (self.state is UploadState.OPEN or partial) and now >= self.expires_at:
             return UploadState.EXPIRED
         return self.state
 
@@ -116,7 +139,30 @@ class Upload:
 
     def due(self, now: datetime) -> bool:
         """Whether something remains to be done that no caller may come to do."""
-        return self.state is UploadState.ASSEMBLING or self.state is not self.state_at(now)
+        return self.state is UploadState.ASSEMBLING or self.gathers or self.state is not self.state_at(now)
+
+    def require_bytes(self, now: datetime) -> None:
+        """Raises FailedPrecondition (UPLOAD_EXPIRED, UPLOAD_CLOSED) when it takes no bytes from its owner."""
+        self.require_open(now)
+        if self.source_ids:
+            raise FailedPrecondition("the upload is made of partial uploads", reason=Reason.UPLOAD_CLOSED)
+
+    def require_length(self) -> None:
+        """Raises FailedPrecondition (LENGTH_MISMATCH) while the length is not told."""
+        if self.length_deferred:
+            raise FailedPrecondition("the upload's length is not known yet", reason=Reason.LENGTH_MISMATCH)
+
+    def tell_length(self, size: int, offset: int, now: datetime) -> Upload:
+        """The length of an upload that was made without, of which ``offset`` bytes are there. Raises
+        FailedPrecondition (LENGTH_MISMATCH) when it is known otherwise or fewer than are there."""
+        if self.length_deferred and size >= offset:
+            return replace(self, size=size, length_deferred=False, updated_at=now)
+        if self.length_deferred or size != self.size:
+            known = f"{offset} bytes are there" if self.length_deferred else f"it is {self.size} bytes"
+            raise FailedPrecondition(
+                f"the upload's length cannot be {size}: {known}", reason=Reason.LENGTH_MISMATCH
+            )
+        return self
 
     def require_open(self, now: datetime) -> None:
         """Raises FailedPrecondition (UPLOAD_EXPIRED, UPLOAD_CLOSED) when it takes no more parts."""
@@ -124,20 +170,32 @@ class Upload:
         if state is not UploadState.OPEN:
             raise closed(state)
 
-    def begin_assembly(self, manifest: tuple[Part, ...], claimed: str, now: datetime) -> Upload:
+    def begin_assembly(
+        self, manifest: tuple[Part, ...], claimed: str, now: datetime, request_id: str = ""
+    ) -> Upload:
         """Fixes the manifest; from now on parts are refused. One that is past open already is left as it is."""
         if self.state is not UploadState.OPEN:
             return self
         self.require_open(now)
         return replace(
-            self, state=UploadState.ASSEMBLING, manifest=manifest, claimed_sha256=claimed, updated_at=now
+            self,
+            state=UploadState.ASSEMBLING,
+            manifest=manifest,
+            claimed_sha256=claimed,
+            complete_request_id=request_id,
+            updated_at=now,
         )
+
+    def require_same_complete(self, claimed: str, request_id: str) -> None:
+        """Raises AlreadyExists (REQUEST_ID_REUSED) when a complete call with this id came with another digest."""
+        if request_id and request_id == self.complete_request_id and claimed != self.claimed_sha256:
+            raise AlreadyExists("this id was used before with other parameters", reason=Reason.REQUEST_ID_REUSED)
 
     def check(self, whole: Whole) -> None:
         """Raises DigestRefused or TypeRefused when this is not the file that was announced."""
         if self.refuses_digest(whole.sha256, self.claimed_sha256):
             raise DigestRefused(whole.sha256)
-        if not signatures.matches(self.mime_type, whole.head):
+        if self.purpose is not UploadPurpose.PARTIAL and not signatures.matches(self.mime_type, whole.head):
             raise TypeRefused
 
     def refuses_digest(self, actual: str, claimed: str) -> bool:
@@ -148,7 +206,9 @@ class Upload:
         """Back to open: the complete call that claimed another digest was wrong, the parts may be right."""
         if self.state is not UploadState.ASSEMBLING:
             return self
-        return replace(self, state=UploadState.OPEN, manifest=(), claimed_sha256="", updated_at=now)
+        return replace(
+            self, state=UploadState.OPEN, manifest=(), claimed_sha256="", complete_request_id="", updated_at=now
+        )
 
     def complete(self, whole: Whole, object_key: str, now: datetime) -> Upload:
         """The file is in the object store under this key."""
@@ -165,7 +225,7 @@ class Upload:
 
     def fail(self, error_type: str, message: str, now: datetime) -> Upload:
         """The file is refused for good."""
-        if self.state is not UploadState.ASSEMBLING:
+        if self.state is not UploadState.ASSEMBLING and not self.gathers:
             return self
         return replace(
             self, state=UploadState.FAILED, error_type=error_type, error_message=message, updated_at=now
@@ -174,8 +234,11 @@ class Upload:
     def cancel(self, now: datetime, *, release: bool = False) -> Upload:
         """Given up by its owner, or by a service that takes a completed clip of a merge session back
         (``release``); one that failed, expired or was cancelled before stays as it is. Raises FailedPrecondition
-        (UPLOAD_CLOSED) when it is completed. Not for one that is being assembled."""
-        if self.state is UploadState.COMPLETED and not (release and self.purpose is UploadPurpose.MERGE_CLIP):
+        (UPLOAD_CLOSED) when it is completed and no partial upload. Not for one that is being assembled."""
+        given_back = self.purpose is UploadPurpose.PARTIAL or (
+            release and self.purpose is UploadPurpose.MERGE_CLIP
+        )
+        if self.state is UploadState.COMPLETED and not given_back:
             raise closed(self.state)
         if self.state not in {UploadState.OPEN, UploadState.COMPLETED}:
             return self
@@ -187,11 +250,11 @@ class Upload:
             return self
         return replace(self, state=UploadState.EXPIRED, updated_at=now)
 
-    def status(self, any_part: bool, now: datetime) -> UploadStatus:
-        """What phones see, given whether any part is stored."""
+    def status(self, any_bytes: bool, now: datetime) -> UploadStatus:
+        """What phones see, given whether any bytes are stored."""
         state = self.state_at(now)
         if state is UploadState.OPEN:
-            return UploadStatus.IN_PROGRESS if any_part else UploadStatus.PENDING
+            return UploadStatus.IN_PROGRESS if any_bytes else UploadStatus.PENDING
         if state is UploadState.ASSEMBLING:
             return UploadStatus.IN_PROGRESS
         return UploadStatus[state.name]
@@ -207,6 +270,16 @@ def closed(state: UploadState) -> FailedPrecondition:
 def not_found() -> NotFound:
     """The refusal of an id under which the caller has nothing."""
     return NotFound("no upload of yours has this id", reason=Reason.UPLOAD_NOT_FOUND)
+
+
+def wrong_offset(reached: int) -> Aborted:
+    """The refusal of an append that does not begin where the upload ends."""
+    return Aborted(
+        f"the upload's offset is {reached}",
+        reason=Reason.OFFSET_MISMATCH,
+        violations=[FieldViolation("offset", f"must be {reached}")],
+        metadata={"offset": str(reached)},
+    )
 
 
 def wrong_digest(actual: str) -> InvalidArgument:

@@ -87,9 +87,10 @@ class Grid:
         present = set(numbers)
         return tuple(n for n in range(self.total) if n not in present)
 
-    def percent(self, numbers: Iterable[int]) -> float:
-        """The bytes of these parts as a percentage of the file, 0 to 100."""
-        return 100 * sum(self.length(n) for n in numbers) / self.size
+    def percent(self, numbers: Iterable[int], tail: Tail | None = None) -> float:
+        """The bytes of these parts and of the tail as a percentage of the file, 0 to 100."""
+        stored = sum(self.length(n) for n in numbers) + (tail.length if tail is not None else 0)
+        return 100 * stored / self.size
 
     def wrong_size(self, number: int, received: int) -> InvalidArgument:
         """The refusal of a part with another length; ``received`` more than its length means "or more"."""

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from services.common import context
 from services.common.clock import Clock
 from services.common.errors import Aborted
 from services.common.progress import Progress
-from services.common.state import RevisionConflict, mutate, owned_key
+from services.common.state import RevisionConflict, mutate, owned_key, owner_prefix
 from services.upload import domain
 from services.upload.domain import Upload, UploadState, UploadStatus
 from services.upload.ports import Hints, PartStore, UploadStore
 from services.upload.requests import canonical_id
 
+_SAME_FILE = ("promised_sha256", "size", "length_deferred", "mime_type", "purpose")
+
 
 @dataclass(frozen=True, slots=True)
 class UploadView:
-    """An upload as its owner sees it. ``uploaded``: the numbers of stored chunks, ascending. ``merge_ready``: all
+    """An upload as its owner sees it. ``uploaded``: the numbers of stored chunks, ascending; ``offset``: how many
+    bytes are stored without a gap from the start, ``percent``: how many of a hundred in all. ``merge_ready``: all
     uploads of its merge session are completed."""
 
     upload: Upload
     status: UploadStatus
     uploaded: tuple[int, ...]
     updated_at: datetime
+    offset: int = 0
+    percent: float = 0
     merge_ready: bool = False
 
     @property
@@ -94,16 +99,40 @@ class UploadRecords:
     async def view(self, upload: Upload) -> UploadView:
         """The record as just read, with the parts that are stored now."""
         now = self._clock()
-        numbers: tuple[int, ...] = ()
-        updated_at = upload.updated_at
-        if upload.state_at(now) is UploadState.OPEN:
-            ledger = await self._parts.list_parts(record_key(upload), upload.grid)
+        grid, state = upload.grid, upload.state_at(now)
+        if state is UploadState.OPEN:
+            ledger = await self._parts.list_parts(record_key(upload), grid)
             numbers = tuple(sorted({part.number for part in ledger.parts}))
-            updated_at = max(updated_at, ledger.changed_at or updated_at)
-        elif upload.state in {UploadState.ASSEMBLING, UploadState.COMPLETED}:
-            numbers = tuple(range(upload.grid.total))
-        ready = upload.state is UploadState.COMPLETED and await self._siblings_completed(upload)
-        return UploadView(upload, upload.status(bool(numbers), now), numbers, updated_at, ready)
+            return UploadView(
+                upload,
+                upload.status(ledger.changed_at is not None, now),
+                numbers,
+                max(upload.updated_at, ledger.changed_at or upload.updated_at),
+                offset=ledger.offset(grid),
+                percent=0 if upload.length_deferred else grid.percent(numbers, ledger.tail),
+            )
+        view = UploadView(upload, upload.status(any_bytes=False, now=now), (), upload.updated_at)
+        if state in {UploadState.ASSEMBLING, UploadState.COMPLETED}:
+            view = replace(view, uploaded=tuple(range(grid.total)), offset=upload.size, percent=100)
+        if state is UploadState.COMPLETED:
+            view = replace(view, merge_ready=await self._siblings_completed(upload))
+        return view
+
+    async def open_like(self, asked: Upload) -> Upload | None:
+        """An open upload of the same owner for the same file: its digest, size, type and purpose."""
+        if not asked.promised_sha256:
+            return None
+        for upload in await self.open_uploads():
+            if all(getattr(upload, name) == getattr(asked, name) for name in _SAME_FILE):
+                return upload
+        return None
+
+    async def open_uploads(self) -> list[Upload]:
+        """The caller's uploads that take bytes, newest first."""
+        now = self._clock()
+        uploads = [entry.value async for entry in self._uploads.list(owner_prefix(context.owner()))]
+        taking = [u for u in uploads if u.state_at(now) is UploadState.OPEN and not u.source_ids]
+        return sorted(taking, key=lambda u: (u.created_at, u.id), reverse=True)
 
     async def _siblings_completed(self, upload: Upload) -> bool:
         for id_ in upload.sibling_ids:

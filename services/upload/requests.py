@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from services.common.errors import AlreadyExists, InvalidArgument
 from services.upload.domain import Upload, UploadPurpose
@@ -28,6 +29,21 @@ class NewFile:
     sha256: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    defer_length: bool = False
+    partial: bool = False
+    network_type: str = ""
+    device_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewWhole:
+    """Parameters of ConcatUploads: a file made of partial uploads."""
+
+    source_ids: Sequence[str]
+    filename: str
+    mime_type: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +58,48 @@ class NewClip:
 
 def new_upload(owner: str, file: NewFile, *, now: datetime, expiry: timedelta) -> Upload:
     """The record of a new upload, before its chunk size is settled: the same id for the same request id."""
-    id_ = uuid.uuid5(uuid.uuid5(_REQUESTS, owner), file.request_id) if file.request_id else uuid.uuid4()
+    if file.defer_length and file.size:
+        raise InvalidArgument.field("file_size", "must be left out with defer_length")
     upload = Upload(
-        id=str(id_),
+        id=_id(owner, file.request_id),
         owner=owner,
         filename=file.filename,
         mime_type=file.mime_type,
         size=file.size,
         chunk_size=file.chunk_size,
         promised_sha256=file.sha256.lower(),
+        purpose=UploadPurpose.PARTIAL if file.partial else UploadPurpose.GENERIC,
         metadata=dict(file.metadata),
+        length_deferred=file.defer_length,
+        network_type=file.network_type,
+        device_type=file.device_type,
         created_at=now,
         updated_at=now,
         expires_at=now + expiry,
     )
     return _fingerprinted(upload)
+
+
+def new_whole(owner: str, whole: NewWhole, *, now: datetime, expiry: timedelta) -> Upload:
+    """The record of a file made of partial uploads, before its size is known from them."""
+    upload = Upload(
+        id=_id(owner, whole.request_id),
+        owner=owner,
+        filename=whole.filename,
+        mime_type=whole.mime_type,
+        size=0,
+        chunk_size=0,
+        source_ids=tuple(canonical_id(id_, f"session_ids[{n}]") for n, id_ in enumerate(whole.source_ids)),
+        metadata=dict(whole.metadata),
+        created_at=now,
+        updated_at=now,
+        expires_at=now + expiry,
+    )
+    return _fingerprinted(upload)
+
+
+def _id(owner: str, request_id: str) -> str:
+    return str(uuid.uuid5(uuid.uuid5(_REQUESTS, owner), request_id) if request_id else uuid.uuid4())
 
 
 def new_clips(
@@ -89,7 +132,8 @@ def new_clips(
 
 
 def _fingerprinted(upload: Upload) -> Upload:
-    parameters = [
+    # Not the network and the device: the same request may be sent again from another one.
+    parameters: list[object] = [
         upload.filename,
         upload.size,
         upload.mime_type,
@@ -100,6 +144,8 @@ def _fingerprinted(upload: Upload) -> Upload:
         upload.video_index,
         upload.sibling_ids,
     ]
+    if upload.source_ids or upload.length_deferred or upload.purpose is UploadPurpose.PARTIAL:
+        parameters += [upload.source_ids, upload.length_deferred, upload.purpose]
     return replace(upload, request_fingerprint=hashlib.sha256(json.dumps(parameters).encode()).hexdigest())
 
 
@@ -107,8 +153,12 @@ def settled(upload: Upload, limits: Limits) -> Upload:
     """The record with its chunk size chosen. Raises InvalidArgument when a limit is broken."""
     clip = upload.purpose is UploadPurpose.MERGE_CLIP
     at = f"clips[{upload.video_index}]." if clip else ""
-    limits.check_file(upload.size, upload.mime_type, media=frozenset({"video"}) if clip else None, at=at)
-    return replace(upload, chunk_size=limits.chunk_size_for(upload.size, upload.chunk_size))
+    if not upload.length_deferred:
+        limits.check_size(upload.size, f"{at}file_size")
+    if upload.purpose is not UploadPurpose.PARTIAL:
+        limits.check_type(upload.mime_type, media=frozenset({"video"}) if clip else None, at=at)
+    size = limits.max_file_size if upload.length_deferred else upload.size
+    return replace(upload, chunk_size=limits.chunk_size_for(size, upload.chunk_size, upload.network_type))
 
 
 def replayed(existing: Upload, asked: Upload) -> Upload:
@@ -124,3 +174,17 @@ def canonical_id(text: str, field_name: str = "session_id") -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise InvalidArgument.field(field_name, "must be a UUID") from None
+
+
+def write_token(created_at: datetime, id_: str) -> str:
+    """The page token for what comes after this upload, newest first."""
+    return base64.urlsafe_b64encode(f"{created_at.isoformat()} {id_}".encode()).decode()
+
+
+def read_token(token: str) -> tuple[datetime, str]:
+    """What :func:`write_token` wrote. Raises InvalidArgument."""
+    try:
+        moment, _, id_ = base64.urlsafe_b64decode(token.encode()).decode().partition(" ")
+        return datetime.fromisoformat(moment).astimezone(UTC), id_
+    except ValueError:
+        raise InvalidArgument.field("page_token", "must be a next_page_token of this method") from None

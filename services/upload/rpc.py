@@ -9,14 +9,14 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.common.errors import Unimplemented
+from services.common.errors import InvalidArgument
 from services.common.keys import MEDIA_UPLOAD
 from services.upload.domain import Upload
 from services.upload.ports import StoredPart
 from services.upload.records import UploadView
-from services.upload.requests import NewClip, NewFile
+from services.upload.requests import NewClip, NewFile, NewWhole
 from services.upload.service import UploadService
-from services.upload.stream import End, Header, Message, malformed
+from services.upload.stream import AppendMessage, AppendStart, End, Header, Message, malformed
 from twotruths.upload.v1 import upload_pb2, upload_service_pb2_grpc
 from twotruths.upload.v1 import upload_service_pb2 as pb
 
@@ -25,6 +25,12 @@ SCOPES = {
     f"/{SERVICE}/{method.name}": MEDIA_UPLOAD for method in pb.DESCRIPTOR.services_by_name["UploadService"].methods
 }
 """Full method name → scope that a player's token must have."""
+
+_ALGORITHMS = {
+    pb.CHECKSUM_ALGORITHM_UNSPECIFIED: "",
+    pb.CHECKSUM_ALGORITHM_SHA1: "sha1",
+    pb.CHECKSUM_ALGORITHM_SHA256: "sha256",
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -46,6 +52,10 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
             sha256=request.file_hash,
             request_id=request.request_id,
             metadata=dict(request.metadata),
+            defer_length=request.defer_length,
+            partial=request.partial,
+            network_type=request.network_type,
+            device_type=request.device_type,
         )
         return pb.InitiateUploadResponse(upload=_upload(await self._service.initiate(file)))
 
@@ -65,17 +75,35 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
     async def AppendUpload(  # noqa: N802  named by the contract
         self, request_iterator: AsyncIterator[pb.AppendUploadRequest], context: Context
     ) -> pb.AppendUploadResponse:
-        raise Unimplemented("AppendUpload is not served yet")
+        return pb.AppendUploadResponse(upload=_upload(await self._service.append(_appended(request_iterator))))
 
     async def ConcatUploads(  # noqa: N802  named by the contract
         self, request: pb.ConcatUploadsRequest, context: Context
     ) -> pb.ConcatUploadsResponse:
-        raise Unimplemented("ConcatUploads is not served yet")
+        whole = NewWhole(
+            source_ids=request.session_ids,
+            filename=request.filename,
+            mime_type=request.mime_type,
+            metadata=dict(request.metadata),
+            request_id=request.request_id,
+        )
+        return pb.ConcatUploadsResponse(upload=_upload(await self._service.concat(whole)))
 
     async def GetLimits(  # noqa: N802  named by the contract
         self, request: pb.GetLimitsRequest, context: Context
     ) -> pb.GetLimitsResponse:
-        raise Unimplemented("GetLimits is not served yet")
+        policy, limits = self._service.policy, self._service.policy.limits
+        return pb.GetLimitsResponse(
+            max_file_size=limits.max_file_size,
+            max_chunk_size=limits.max_chunk_size,
+            max_chunks=limits.max_chunks,
+            advised_chunk_size=limits.advised_chunk_size(request.network_type),
+            allowed_types=sorted(limits.media),
+            max_open_uploads=limits.max_open_uploads,
+            max_bytes_per_day=limits.max_bytes_per_day,
+            max_initiates_per_minute=limits.max_initiates_per_minute,
+            expiry_seconds=int(policy.expiry),
+        )
 
     async def GetUpload(  # noqa: N802  named by the contract
         self, request: pb.GetUploadRequest, context: Context
@@ -86,7 +114,8 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
     async def ListUploads(  # noqa: N802  named by the contract
         self, request: pb.ListUploadsRequest, context: Context
     ) -> pb.ListUploadsResponse:
-        raise Unimplemented("ListUploads is not served yet")
+        views, token = await self._service.list_open(request.page_size, request.page_token)
+        return pb.ListUploadsResponse(uploads=map(_upload, views), next_page_token=token)
 
     async def WatchUpload(  # noqa: N802  named by the contract
         self, request: pb.WatchUploadRequest, context: Context
@@ -97,7 +126,7 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
     async def CompleteUpload(  # noqa: N802  named by the contract
         self, request: pb.CompleteUploadRequest, context: Context
     ) -> pb.CompleteUploadResponse:
-        view = await self._service.complete(request.session_id, request.file_hash)
+        view = await self._service.complete(request.session_id, request.file_hash, request.request_id)
         return pb.CompleteUploadResponse(upload=_upload(view))
 
     async def CancelUpload(  # noqa: N802  named by the contract
@@ -126,6 +155,28 @@ async def _messages(requests: AsyncIterator[pb.UploadChunksRequest]) -> AsyncIte
             raise malformed("a message is empty")
 
 
+async def _appended(requests: AsyncIterator[pb.AppendUploadRequest]) -> AsyncIterator[AppendMessage]:
+    async for request in requests:
+        kind = request.WhichOneof("piece")
+        if kind == "data":
+            yield request.data
+        elif kind == "header":
+            header = request.header
+            length = header.upload_length if header.HasField("upload_length") else None
+            yield AppendStart(
+                header.session_id, header.offset, length, _algorithm(header.checksum_algorithm), header.checksum
+            )
+        else:
+            raise malformed("a message is empty")
+
+
+def _algorithm(value: pb.ChecksumAlgorithm.ValueType) -> str:
+    try:
+        return _ALGORITHMS[value]
+    except KeyError:
+        raise InvalidArgument.field("checksum_algorithm", "must be SHA1 or SHA256") from None
+
+
 def _chunk(stored: StoredPart) -> upload_pb2.ChunkResult:
     status = upload_pb2.CHUNK_STATUS_ALREADY_EXISTS if stored.existed else upload_pb2.CHUNK_STATUS_UPLOADED
     return upload_pb2.ChunkResult(chunk_number=stored.part.number, status=status, sha256=stored.part.sha256)
@@ -141,10 +192,10 @@ def _upload(view: UploadView) -> upload_pb2.Upload:
         file_size=upload.size,
         mime_type=upload.mime_type,
         chunk_size=upload.chunk_size,
-        total_chunks=grid.total,
+        total_chunks=0 if upload.length_deferred else grid.total,
         uploaded_chunks=view.uploaded,
-        remaining_chunks=grid.remaining(view.uploaded),
-        progress_percent=grid.percent(view.uploaded),
+        remaining_chunks=() if upload.length_deferred else grid.remaining(view.uploaded),
+        progress_percent=view.percent,
         status=upload_pb2.UploadStatus.Value(view.status),
         created_at=_time(upload.created_at),
         updated_at=_time(view.updated_at),
@@ -159,6 +210,10 @@ def _upload(view: UploadView) -> upload_pb2.Upload:
         error_message=upload.error_message,
         file_id=upload.id if upload.object_key else "",
         purpose=upload_pb2.UploadPurpose.Value(upload.purpose),
+        upload_offset=view.offset,
+        length_deferred=upload.length_deferred,
+        network_type=upload.network_type,
+        device_type=upload.device_type,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from services.common import context
@@ -18,33 +18,55 @@ from services.common.errors import (
     Aborted,
     AlreadyExists,
     FailedPrecondition,
-    ResourceExhausted,
+    FieldViolation,
     ServiceError,
 )
 from services.common.progress import Progress
 from services.upload import domain
+from services.upload.appends import Appends, seal
 from services.upload.assembly import Assembly
-from services.upload.domain import Upload, UploadState
+from services.upload.domain import Upload, UploadPurpose, UploadState
 from services.upload.grid import Part
 from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore, StoredPart
 from services.upload.quotas import Quotas
 from services.upload.reasons import Reason
 from services.upload.records import UploadRecords, UploadView, record_key
-from services.upload.requests import NewClip, NewFile, canonical_id, new_clips, new_upload, replayed, settled
-from services.upload.stream import ChunkStream, Header, Message, malformed
+from services.upload.requests import (
+    NewClip,
+    NewFile,
+    NewWhole,
+    canonical_id,
+    new_clips,
+    new_upload,
+    new_whole,
+    read_token,
+    replayed,
+    settled,
+    write_token,
+)
+from services.upload.stream import (
+    AppendMessage,
+    AppendStream,
+    ChunkStream,
+    Header,
+    Message,
+    OpenStreams,
+    malformed,
+)
 
 _ATTEMPTS = 5
+_PAGE = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Times in seconds: until an open upload is given up, until a silent client is cut off, and between two looks
-    of a watcher; ``max_streams``: how many chunk streams may be open."""
+    of a watcher; ``max_streams``: how many streams may be open."""
 
     limits: Limits = field(default_factory=Limits)
     expiry: float = 86_400
-    stall: float = 45
+    stall: float = 15
     look: float = 3
     max_streams: int = 64
 
@@ -70,12 +92,21 @@ class UploadService:
         self._quotas = quotas
         self._policy = policy
         self._clock = clock
-        self._streams = 0
+        self._streams = OpenStreams(policy.max_streams)
+        self._appends = Appends(records, parts, hints, quotas, limits=policy.limits, clock=clock)
+
+    @property
+    def policy(self) -> Policy:
+        """What this server takes."""
+        return self._policy
 
     async def initiate(self, file: NewFile) -> UploadView:
-        """Makes an upload, or answers the one that the same request made before."""
+        """Makes an upload, or answers the one that the same request made before, or an open one of the caller for
+        the same file by its digest."""
         asked = new_upload(context.owner(), file, now=self._clock(), expiry=self._expiry)
         existing = await self._records.find(asked) if file.request_id else None
+        if existing is None and (resumed := await self._records.open_like(asked)) is not None:
+            return await self._records.view(resumed)
         if existing is None:
             new = settled(asked, self._policy.limits)
             await self._quotas.reserve(new.owner, {new.id: new.size})
@@ -110,15 +141,14 @@ class UploadService:
 
     async def upload_chunks(self, messages: AsyncIterator[Message]) -> tuple[list[StoredPart], UploadView]:
         """Stores the chunks of a stream one after the other; those before an error stay."""
-        if self._streams >= self._policy.max_streams:
-            raise ResourceExhausted(
-                "too many chunk streams are open", reason=Reason.TOO_MANY_STREAMS, retry_after=1
-            )
-        self._streams += 1
-        try:
+        with self._streams.one_more():
             return await self._take(ChunkStream(messages, stall_seconds=self._policy.stall))
-        finally:
-            self._streams -= 1
+
+    async def append(self, messages: AsyncIterator[AppendMessage]) -> UploadView:
+        """Stores the bytes of a stream at the upload's end, as they come or, with a checksum, all at once."""
+        with self._streams.one_more():
+            upload = await self._appends.take(AppendStream(messages, stall_seconds=self._policy.stall))
+        return await self.get(upload.id)
 
     async def _take(self, stream: ChunkStream) -> tuple[list[StoredPart], UploadView]:
         header = await stream.next_chunk()
@@ -129,7 +159,8 @@ class UploadService:
         while header is not None:
             if header.session_id and canonical_id(header.session_id) != upload.id:
                 raise malformed("all its chunks belong to one upload")
-            upload.require_open(self._clock())
+            upload.require_bytes(self._clock())
+            upload.require_length()
             part, upload = await self._store(upload, header, stream)
             stored.append(part)
             header = await stream.next_chunk()
@@ -143,7 +174,7 @@ class UploadService:
             stream.verify(part)
             # The upload may have been cancelled, completed or given up while the bytes came in.
             latest = await self._records.owned(upload.id)
-            latest.require_open(self._clock())
+            latest.require_bytes(self._clock())
 
         part = await self._parts.put_part(record_key(upload), upload.grid, header.number, stream.body(), confirm)
         await self._hints.publish(Progress("upload", upload.id))
@@ -152,6 +183,14 @@ class UploadService:
     async def get(self, session_id: str, owner: str = "") -> UploadView:
         """The upload with its chunks."""
         return await self._records.view(await self._records.owned(session_id, owner))
+
+    async def list_open(self, page_size: int, page_token: str) -> tuple[list[UploadView], str]:
+        """A page of the caller's uploads that still take bytes, newest first, and the token of the next one."""
+        after = read_token(page_token) if page_token else None
+        found = [u for u in await self._records.open_uploads() if after is None or (u.created_at, u.id) < after]
+        page = found[: page_size or _PAGE]
+        token = write_token(page[-1].created_at, page[-1].id) if len(found) > len(page) else ""
+        return [await self._records.view(upload) for upload in page], token
 
     async def watch(self, session_id: str) -> AsyncIterator[UploadView]:
         """The upload now and whenever it changes, until it can change no more."""
@@ -178,13 +217,40 @@ class UploadService:
                     hint.cancel()
                     await asyncio.wait([hint])
 
-    async def complete(self, session_id: str, claimed: str) -> UploadView:
+    async def concat(self, whole: NewWhole) -> UploadView:
+        """Makes one file of completed partial uploads; a replay answers the same."""
+        asked = new_whole(context.owner(), whole, now=self._clock(), expiry=self._expiry)
+        upload = await self._records.find(asked) if whole.request_id else None
+        if upload is None:
+            sizes = [(await self._partial(id_, n)).size for n, id_ in enumerate(asked.source_ids)]
+            new = settled(replace(asked, size=sum(sizes)), self._policy.limits)
+            upload, _ = await self._records.create(new)
+        return await self.complete(replayed(upload, asked).id, "")
+
+    async def _partial(self, id_: str, index: int) -> Upload:
+        upload = await self._records.owned(id_)
+        if (
+            upload.purpose is not UploadPurpose.PARTIAL
+            or upload.state_at(self._clock()) is not UploadState.COMPLETED
+        ):
+            raise FailedPrecondition(
+                f"session_ids[{index}]: must be a completed partial upload",
+                reason=Reason.PARTIAL_NOT_USABLE,
+                violations=[FieldViolation(f"session_ids[{index}]", "must be a completed partial upload")],
+            )
+        return upload
+
+    async def complete(self, session_id: str, claimed: str, request_id: str = "") -> UploadView:
         """Makes the file; a replay answers the same. ``claimed``: the SHA-256 in hex that it must have, or ""."""
         claimed = claimed.lower()
         for _ in range(_ATTEMPTS):
             upload = await self._records.owned(session_id)
-            if upload.state is UploadState.OPEN:
-                upload = await self._begin(upload, claimed)
+            upload.require_same_complete(claimed, request_id)
+            if upload.gathers and not upload.ended(self._clock()):
+                await self._assembly.finish(record_key(upload))
+                upload = await self._records.owned(session_id)
+            elif upload.state is UploadState.OPEN:
+                upload = await self._begin(upload, claimed, request_id)
             if upload.state is UploadState.ASSEMBLING:
                 actual = await self._assembly.finish(record_key(upload))
                 # Another call's claim may have been the wrong one; then the next round is ours.
@@ -200,12 +266,19 @@ class UploadService:
             raise domain.closed(upload.state)
         raise Aborted("too many complete calls at once; try again")
 
-    async def _begin(self, upload: Upload, claimed: str) -> Upload:
+    async def _begin(self, upload: Upload, claimed: str, request_id: str) -> Upload:
         """Fixes the manifest."""
         upload.require_open(self._clock())
-        ledger = await self._parts.list_parts(record_key(upload), upload.grid)
-        manifest = upload.grid.manifest(ledger.parts)
-        return await self._records.change(upload, lambda u: u.begin_assembly(manifest, claimed, self._clock()))
+        upload.require_length()
+        key, grid = record_key(upload), upload.grid
+        ledger = await self._parts.list_parts(key, grid)
+        if ledger.tail is not None and ledger.offset(grid) == upload.size:
+            await seal(self._parts, upload)
+            ledger = await self._parts.list_parts(key, grid)
+        manifest = grid.manifest(ledger.parts)
+        return await self._records.change(
+            upload, lambda u: u.begin_assembly(manifest, claimed, self._clock(), request_id)
+        )
 
     async def cancel(self, session_id: str, owner: str = "") -> UploadView:
         """Gives the upload up and removes its bytes; one that is being assembled is first let through.
@@ -231,7 +304,7 @@ class UploadService:
     async def file(self, file_id: str, owner: str = "") -> Upload:
         """The completed upload of this id."""
         upload = await self._records.owned(file_id, owner)
-        if upload.state is not UploadState.COMPLETED:
+        if upload.state_at(self._clock()) is not UploadState.COMPLETED:
             raise FailedPrecondition("the file's upload is not completed", reason=Reason.FILE_NOT_READY)
         return upload
 

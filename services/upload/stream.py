@@ -1,4 +1,4 @@
-"""The stream of chunks that a client sends: header, data…, end; then the next chunk.
+"""The streams that clients send: chunks (header, data…, end; then the next chunk) and appends (header, data…).
 
 Reads one message at a time, so memory is bounded by one piece, and gives up on a client that sends nothing
 for a while: it may be gone without a word, and its retry is on another stream.
@@ -7,12 +7,17 @@ for a while: it may be gone without a word, and its retry is on another stream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
-from services.common.errors import DeadlineExceeded, InvalidArgument
+from services.common.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from services.upload.grid import Part
 from services.upload.reasons import Reason
+
+T = TypeVar("T")
 
 MAX_PIECE = 1 << 20
 """The most bytes a data message may have."""
@@ -37,6 +42,40 @@ class End:
 Message = Header | bytes | End
 
 
+@dataclass(frozen=True, slots=True)
+class AppendStart:
+    """Begins an append at ``offset``. ``upload_length``: the file's size if it is told only now. ``checksum`` in
+    hex, with its ``algorithm`` "sha1" or "sha256", or both empty."""
+
+    session_id: str
+    offset: int
+    upload_length: int | None = None
+    algorithm: str = ""
+    checksum: str = ""
+
+
+AppendMessage = AppendStart | bytes
+
+
+class OpenStreams:
+    """How many streams are open, of ``most``."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open = 0
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """A stream that is open within the block. Raises ResourceExhausted (TOO_MANY_STREAMS)."""
+        if self._open >= self._most:
+            raise ResourceExhausted("too many streams are open", reason=Reason.TOO_MANY_STREAMS, retry_after=1)
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+
 class ChunkStream:
     """Reads ``messages``. Call :meth:`next_chunk`, then read :meth:`body` to its end, then :meth:`verify`."""
 
@@ -58,9 +97,7 @@ class ChunkStream:
         while not isinstance(message := await self._next(), End):
             if not isinstance(message, bytes):
                 raise malformed("a chunk ends with an end message")
-            if len(message) > MAX_PIECE:
-                raise malformed("a data message has at most 1 MiB")
-            if message:
+            if _piece(message):
                 yield message
         self._digests += (message.sha256,)
 
@@ -75,11 +112,70 @@ class ChunkStream:
                 )
 
     async def _next(self) -> Message | None:
-        try:
-            async with asyncio.timeout(self._stall):
-                return await anext(self._messages, None)
-        except TimeoutError:
-            raise DeadlineExceeded(f"nothing was received for {self._stall:g} s") from None
+        return await _within(self._stall, self._messages)
+
+
+class AppendStream:
+    """Reads ``messages``. Call :meth:`begin`, then read :meth:`body` to its end, then :meth:`verify`."""
+
+    def __init__(self, messages: AsyncIterator[AppendMessage], *, stall_seconds: float) -> None:
+        self._messages = messages
+        self._stall = stall_seconds
+        self._start = AppendStart("", 0)
+        self._digest: hashlib._Hash | None = None
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether the bytes count all or not at all."""
+        return self._digest is not None
+
+    async def begin(self) -> AppendStart:
+        """Its header. Raises InvalidArgument (STREAM_MALFORMED)."""
+        message = await _within(self._stall, self._messages)
+        if not isinstance(message, AppendStart):
+            raise malformed("an append begins with a header")
+        self._start = message
+        if message.algorithm:
+            self._digest = hashlib.new(message.algorithm, usedforsecurity=False)
+            if len(message.checksum) != 2 * self._digest.digest_size:
+                raise InvalidArgument.field("checksum", f"must be a {message.algorithm} in hex")
+        elif message.checksum:
+            raise InvalidArgument.field("checksum_algorithm", "must be named")
+        return message
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The bytes, in pieces of 1 byte to 1 MiB. Raises InvalidArgument (STREAM_MALFORMED)."""
+        while (message := await _within(self._stall, self._messages)) is not None:
+            if not isinstance(message, bytes):
+                raise malformed("an append has one header")
+            if _piece(message):
+                if self._digest is not None:
+                    await asyncio.to_thread(self._digest.update, message)
+                yield message
+
+    def verify(self) -> None:
+        """Compares with the checksum, if there is one. Raises InvalidArgument (CHUNK_DIGEST_MISMATCH)."""
+        if self._digest is not None and self._digest.hexdigest() != self._start.checksum.lower():
+            raise InvalidArgument.field(
+                "checksum",
+                f"the bytes received have the {self._start.algorithm} {self._digest.hexdigest()}",
+                reason=Reason.CHUNK_DIGEST_MISMATCH,
+            )
+
+
+async def _within(stall: float, messages: AsyncIterator[T]) -> T | None:
+    """The next message, or None at the end. Raises DeadlineExceeded when none comes."""
+    try:
+        async with asyncio.timeout(stall):
+            return await anext(messages, None)
+    except TimeoutError:
+        raise DeadlineExceeded(f"nothing was received for {stall:g} s") from None
+
+
+def _piece(message: bytes) -> bytes:
+    if len(message) > MAX_PIECE:
+        raise malformed("a data message has at most 1 MiB")
+    return message
 
 
 def malformed(description: str) -> InvalidArgument:

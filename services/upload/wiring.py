@@ -16,6 +16,7 @@ from services.common.clock import Clock, utc_now
 from services.common.codec import RecordCodec
 from services.common.identity import TokenVerifier
 from services.common.lifecycle import App
+from services.common.objects import ObjectStore
 from services.common.server import GrpcServer
 from services.upload import rpc
 from services.upload.adapters.directory_parts import DirectoryPartStore
@@ -46,22 +47,31 @@ class Shared:
 Background: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
+@dataclass(frozen=True)
+class Stores:
+    """Where the bytes are: of uploads that go on, and of files."""
+
+    parts: PartStore
+    objects: ObjectStore
+
+
 @asynccontextmanager
 async def build(
     settings: UploadSettings,
     *,
     shared: Shared | None = None,
-    parts: PartStore | None = None,
+    stores: Stores | None = None,
     clock: Clock = utc_now,
 ) -> AsyncIterator[App]:
     """The upload service on a directory or a bucket and JetStream, or on what is given instead."""
     async with AsyncExitStack() as stack:
         background: list[Background] = []
-        if parts is None:  # first: a directory that is taken is a reason not to begin
-            parts = await _open_parts(stack, settings, background)
+        # First: a directory that is taken is a reason not to begin.
+        stores = stores or await _open_stores(stack, settings, background)
+        parts = stores.parts
         shared = shared or await _shared(settings, stack)
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
-        assembly = Assembly(shared.uploads, parts, shared.hints, retention=retention, clock=clock)
+        assembly = Assembly(shared.uploads, parts, stores.objects, shared.hints, retention=retention, clock=clock)
         stack.push_async_callback(assembly.close)
         records = UploadRecords(shared.uploads, parts, shared.hints, ttl=assembly.ttl, clock=clock)
         policy = _policy(settings)
@@ -87,23 +97,23 @@ async def build(
         yield App(server, background=background)
 
 
-async def _open_parts(stack: AsyncExitStack, settings: UploadSettings, background: list[Background]) -> PartStore:
-    """The part store of the settings; what it has to do now and again goes to ``background``."""
+async def _open_stores(stack: AsyncExitStack, settings: UploadSettings, background: list[Background]) -> Stores:
+    """The stores of the settings; what they have to do now and again goes to ``background``."""
     if not settings.s3_bucket:
-        objects = DirectoryObjectStore(settings.data_dir)
-        return stack.enter_context(
-            DirectoryPartStore(settings.data_dir, objects, fsync=settings.fsync, threads=settings.upload_threads)
-        )
+        files = DirectoryObjectStore(settings.data_dir)
+        parts = DirectoryPartStore(settings.data_dir, files, fsync=settings.fsync, threads=settings.upload_threads)
+        return Stores(stack.enter_context(parts), files)
     # Half a second of imports that a directory does not need.
     from services.common.adapters.s3_bucket import open_bucket
     from services.common.adapters.s3_objects import S3ObjectStore
     from services.upload.adapters.s3_parts import S3PartStore
 
     bucket = await stack.enter_async_context(open_bucket(settings))
-    store = S3PartStore(bucket, S3ObjectStore(bucket), threads=settings.upload_threads)
+    objects = S3ObjectStore(bucket)
+    store = S3PartStore(bucket, objects, threads=settings.upload_threads)
     grace = settings.upload_orphan_grace_seconds
     background.append(functools.partial(store.tidy_every, settings.upload_sweep_seconds, grace=grace))
-    return stack.enter_context(store)
+    return Stores(stack.enter_context(store), objects)
 
 
 async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:

@@ -89,13 +89,44 @@ class Caller:
     async def put(self, session_id: str, *numbers: int) -> pb.UploadChunksResponse:
         return await self.send(*(m for n in numbers for m in chunk(session_id, n)))
 
+    async def append(
+        self, session_id: str, offset: int, *pieces: bytes, length: int | None = None, **checksum: object
+    ) -> upload_pb2.Upload:
+        start = pb.AppendHeader(session_id=session_id, offset=offset, upload_length=length, **checksum)  # type: ignore[arg-type]  # test data
+        messages = [pb.AppendUploadRequest(header=start), *(pb.AppendUploadRequest(data=p) for p in pieces)]
+
+        async def stream() -> AsyncIterator[pb.AppendUploadRequest]:
+            for message in messages:
+                yield message
+
+        with service_errors():
+            return (await self.stub.AppendUpload(stream(), metadata=self.metadata)).upload
+
+    async def concat(self, *session_ids: str, **changes: object) -> upload_pb2.Upload:
+        fields = {"session_ids": session_ids, "filename": "whole.mp4", "mime_type": "video/mp4"}
+        request = pb.ConcatUploadsRequest(**(fields | changes))  # type: ignore[arg-type]  # test data
+        with service_errors():
+            return (await self.stub.ConcatUploads(request, metadata=self.metadata)).upload
+
+    async def list(self, page_size: int = 0, page_token: str = "") -> tuple[list[str], str]:
+        request = pb.ListUploadsRequest(page_size=page_size, page_token=page_token)
+        with service_errors():
+            page = await self.stub.ListUploads(request, metadata=self.metadata)
+        return [upload.session_id for upload in page.uploads], page.next_page_token
+
+    async def limits(self, network_type: str = "") -> pb.GetLimitsResponse:
+        with service_errors():
+            return await self.stub.GetLimits(
+                pb.GetLimitsRequest(network_type=network_type), metadata=self.metadata
+            )
+
     async def get(self, session_id: str, owner: str = "") -> upload_pb2.Upload:
         request = pb.GetUploadRequest(session_id=session_id, owner=owner)
         with service_errors():
             return (await self.stub.GetUpload(request, metadata=self.metadata)).upload
 
-    async def complete(self, session_id: str, file_hash: str = "") -> upload_pb2.Upload:
-        request = pb.CompleteUploadRequest(session_id=session_id, file_hash=file_hash)
+    async def complete(self, session_id: str, file_hash: str = "", request_id: str = "") -> upload_pb2.Upload:
+        request = pb.CompleteUploadRequest(session_id=session_id, file_hash=file_hash, request_id=request_id)
         with service_errors():
             return (await self.stub.CompleteUpload(request, metadata=self.metadata)).upload
 

@@ -108,6 +108,11 @@ def test_a_record_survives_encoding_with_every_field_set() -> None:
         completed_at=NOW,
         request_fingerprint="g",
         claimed_sha256=HASH,
+        length_deferred=True,
+        source_ids=("c", "d"),
+        network_type="wifi",
+        device_type="phone",
+        complete_request_id="h",
     )
     assert codec.decode(codec.encode(full)) == full
     assert codec.decode(codec.encode(an_upload())) == an_upload()
@@ -134,7 +139,7 @@ def test_an_upload_is_expired_by_the_clock_before_any_sweep_says_so() -> None:
     late = NOW + timedelta(hours=1)
     upload = an_upload()
     assert upload.expire(late - timedelta(microseconds=1)) is upload
-    assert upload.status(any_part=True, now=late) is UploadStatus.EXPIRED
+    assert upload.status(any_bytes=True, now=late) is UploadStatus.EXPIRED
     with pytest.raises(FailedPrecondition) as refusal:
         upload.begin_assembly((), "", late)
     assert refusal.value.reason == Reason.UPLOAD_EXPIRED
@@ -213,10 +218,10 @@ def test_limits_name_the_field_that_breaks_them() -> None:
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: limits.chunk_size_for(900, 501), "chunk_size"),
         (lambda: limits.chunk_size_for(900, 89), "chunk_size"),
-        (lambda: limits.check_file(2001, "video/mp4"), "file_size"),
-        (lambda: limits.check_file(1, "text/plain"), "mime_type"),
+        (lambda: limits.check_size(2001), "file_size"),
+        (lambda: limits.check_type("text/plain"), "mime_type"),
         (
-            lambda: limits.check_file(1, "image/png", media=frozenset({"video"}), at="clips[1]."),
+            lambda: limits.check_type("image/png", media=frozenset({"video"}), at="clips[1]."),
             "clips[1].mime_type",
         ),
     ]

@@ -40,7 +40,12 @@ class House:
         self.parts = MemoryPartStore(self.objects, clock=self.clock)
         hints = MemoryProgressBus()
         self.assembly = Assembly(
-            uploads, self.parts, hints, retention=Retention(records=60, orphans=3600), clock=self.clock
+            uploads,
+            self.parts,
+            self.objects,
+            hints,
+            retention=Retention(records=60, orphans=3600),
+            clock=self.clock,
         )
         records = UploadRecords(uploads, self.parts, hints, ttl=self.assembly.ttl, clock=self.clock)
         quotas = Quotas(MemoryStateStore[Usage](), uploads, limits=Limits(), ttl=60, clock=self.clock)

@@ -1,0 +1,104 @@
+"""Appending to an upload: bytes at its end, stored as they come.
+
+Where the end is, is asked and held by the part store, so that of two clients that go on with one upload only one
+can. The length of an upload that was made without is told there too, before a byte that it would forbid is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from services.common.clock import Clock
+from services.common.progress import Progress
+from services.upload import domain
+from services.upload.domain import Upload
+from services.upload.grid import Grid
+from services.upload.limits import Limits
+from services.upload.ports import Hints, PartStore
+from services.upload.quotas import Quotas
+from services.upload.records import UploadRecords, record_key
+from services.upload.stream import AppendStream
+
+
+class Appends:
+    """Takes the streams of AppendUpload. Methods raise what ``upload_service.proto`` names, and Unavailable."""
+
+    def __init__(
+        self,
+        records: UploadRecords,
+        parts: PartStore,
+        hints: Hints,
+        quotas: Quotas,
+        *,
+        limits: Limits,
+        clock: Clock,
+    ) -> None:
+        self._records = records
+        self._parts = parts
+        self._hints = hints
+        self._quotas = quotas
+        self._limits = limits
+        self._clock = clock
+
+    async def take(self, stream: AppendStream) -> Upload:
+        """Stores the stream's bytes; answers the upload's record."""
+        start = await stream.begin()
+        upload = await self._records.owned(start.session_id)
+        upload.require_bytes(self._clock())
+
+        async def admit(reached: int) -> Grid:
+            nonlocal upload
+            upload = await self._still_open(upload)
+            if start.offset != reached:
+                raise domain.wrong_offset(reached)
+            if start.upload_length is not None:
+                upload = await self._tell_length(upload, start.upload_length, reached)
+            return upload.grid
+
+        async def count() -> None:
+            stream.verify()
+            await self._still_open(upload)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            place = start.offset
+            async for piece in stream.body():
+                place += len(piece)
+                if upload.length_deferred and place > self._limits.max_file_size:
+                    self._limits.check_size(place, "data")
+                yield piece
+
+        key = record_key(upload)
+        try:
+            await self._parts.append_tail(key, upload.grid, admit, pieces(), count, at_once=stream.has_checksum)
+        finally:
+            await self._hints.publish(Progress("upload", upload.id))
+        return upload
+
+    async def _still_open(self, upload: Upload) -> Upload:
+        """The record as it is now: it may have been completed, cancelled or given up meanwhile."""
+        latest = await self._records.owned(upload.id)
+        latest.require_bytes(self._clock())
+        return latest
+
+    async def _tell_length(self, upload: Upload, length: int, reached: int) -> Upload:
+        told = upload.tell_length(length, reached, self._clock())
+        if told is upload:
+            return upload
+        self._limits.check_size(length, "upload_length")
+        await self._quotas.reserve(upload.owner, {upload.id: length})
+        return await self._records.change(upload, lambda u: u.tell_length(length, reached, self._clock()))
+
+
+async def seal(parts: PartStore, upload: Upload) -> None:
+    """Lets a tail that is all of the last part become the part: the length may have been told after its bytes."""
+
+    async def admit(reached: int) -> Grid:
+        return upload.grid
+
+    async def nothing() -> AsyncIterator[bytes]:
+        pieces: tuple[bytes, ...] = ()
+        for piece in pieces:
+            yield piece
+
+    await parts.append_tail(record_key(upload), upload.grid, admit, nothing(), lambda: asyncio.sleep(0))
