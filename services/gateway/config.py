@@ -22,7 +22,7 @@ class GatewaySettings(CommonSettings):
     gateway_append_timeout_seconds: float = Field(
         3600.0, gt=0, description="longest time a request may take that appends to an upload (tus, RUFH)"
     )
-    gateway_read_timeout_seconds: float = Field(30.0, gt=0, description="longest silence within a request body")
+    gateway_read_timeout_seconds: float = Field(12.0, gt=0, description="longest silence within a request body")
     gateway_body_timeout_seconds: float = Field(
         60.0, gt=0, description="longest time a JSON or form body may take"
     )
