@@ -412,9 +412,7 @@ class FakeChallenges(challenge_service_pb2_grpc.ChallengeServiceServicer):
 class World:
     """The gateway's address, its players and what is behind it."""
 
-    def __init__(
-        self, http: aiohttp.ClientSession, keys: KeyRing, store: DirectoryObjectStore, folder: Path
-    ) -> None:
+    def __init__(self, http: aiohttp.ClientSession, keys: KeyRing, store: ObjectStore, folder: Path) -> None:
         self.http = http
         self.keys = keys
         self.store = store
@@ -464,13 +462,14 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    keys: KeyRing, folder: Path, *, remote: bool = False, **settings: Any
+    keys: KeyRing, folder: Path, *, remote: bool = False, store: ObjectStore | None = None, **settings: Any
 ) -> AsyncIterator[World]:
-    """Starts everything. ``remote``: the object store has no local files, as S3 has none."""
+    """Starts everything. ``store``: another one than a directory; ``remote``: one without local files, and a way
+    to see when a read ended."""
     common = CommonSettings(**keys.settings())
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        store = DirectoryObjectStore(folder / "data")
+        store = store or DirectoryObjectStore(folder / "data")
         world = World(http, keys, store, folder)
         targets = {}
         for name in ("upload", "merge", "challenge"):

@@ -9,10 +9,12 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
+from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.keys import KeyRing
 from services.gateway import wiring
 from services.gateway.config import GatewaySettings
@@ -27,9 +29,17 @@ ETAG = f'"{hashlib.sha256(CONTENT).hexdigest()}"'
 MODIFIED = "Mon, 21 Sep 2026 14:13:20 GMT"
 
 
-@pytest.fixture(params=["sendfile", "remote"])
-async def world(request: pytest.FixtureRequest, keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
-    async with open_world(keys, tmp_path, remote=request.param == "remote") as world:
+@pytest.fixture(params=["sendfile", "remote", pytest.param("s3", marks=pytest.mark.xdist_group("s3"))])
+def place(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Where the objects are, as open_world wants to be told."""
+    if request.param == "s3":
+        return {"store": S3ObjectStore(request.getfixturevalue("s3_bucket"))}
+    return {"remote": request.param == "remote"}
+
+
+@pytest.fixture
+async def world(place: dict[str, Any], keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
+    async with open_world(keys, tmp_path, **place) as world:
         yield world
 
 

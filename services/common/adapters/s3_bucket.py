@@ -76,11 +76,13 @@ async def open_bucket(settings: CommonSettings) -> AsyncIterator[S3Bucket]:
 class S3Bucket:
     """Methods raise Unavailable when the server does not answer, ResourceExhausted when it is full.
 
-    ``send_digests``: whether the SHA-256 of a body, where it is known, goes along for the server to verify.
+    ``send_digests``: whether the SHA-256 of a body, where it is known, goes along for the server to verify;
+    ``page``: how many objects are listed by one request.
     """
 
-    def __init__(self, client: Any, name: str, *, send_digests: bool = False) -> None:
+    def __init__(self, client: Any, name: str, *, send_digests: bool = False, page: int = 1000) -> None:
         self._client = client
+        self.page = page
         self._name = name
         self._send_digests = send_digests
 
@@ -140,7 +142,7 @@ class S3Bucket:
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """The objects whose key begins with ``prefix``, in the order of their keys, a page at a time."""
-        more: dict[str, object] = {}
+        more: dict[str, object] = {"MaxKeys": self.page}
         while True:
             with s3_errors(prefix):
                 page = await self._client.list_objects_v2(Bucket=self._name, Prefix=prefix, **more)
@@ -148,7 +150,7 @@ class S3Bucket:
                 yield ObjectInfo(item["Key"], item["Size"], item["LastModified"])
             if not page.get("IsTruncated"):
                 return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            more["ContinuationToken"] = page["NextContinuationToken"]
 
     @contextlib.asynccontextmanager
     async def multipart(self, key: str) -> AsyncIterator[Multipart]:
