@@ -1,4 +1,4 @@
-"""Finishing what was begun: assembling uploads whose manifest is fixed, and sweeping up.
+"""Finishing what was begun: assembling uploads whose manifest is fixed.
 
 An upload that is made of partial uploads is first filled from their files. Every step may be cut off by a kill
 and is simply done again, by the next complete call or by the sweep: the manifest in the record says what the file
@@ -10,35 +10,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 from services.common.clock import Clock
-from services.common.errors import DataLoss, NotFound, ServiceError
+from services.common.errors import DataLoss, NotFound, Unavailable
 from services.common.objects import ObjectStore
 from services.common.progress import Progress
 from services.common.state import Entry, mutate, owned_key
+from services.upload.analytics import Analytics
 from services.upload.domain import (
     DATA_LOST,
+    INFECTED,
+    NOT_SCANNED,
     TYPE_MISMATCH,
     DigestRefused,
     TypeRefused,
     Upload,
     UploadState,
+    Whole,
 )
 from services.upload.grid import Grid
-from services.upload.ports import Hints, PartStore, Staged, UploadStore
+from services.upload.ports import Hints, PartStore, UploadStore
+from services.upload.reasons import Reason
+from services.upload.scanning import Infected, Quarantine
 
 log = logging.getLogger(__name__)
 
-_FORGOTTEN = {UploadState.FAILED, UploadState.CANCELLED, UploadState.EXPIRED}
+FORGOTTEN = {UploadState.FAILED, UploadState.CANCELLED, UploadState.EXPIRED}
+"""States of uploads that came to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long ended things are kept: records of uploads that came to nothing (seconds), and bytes in the part
-    store without a record (seconds; long, lest a wrong database address costs somebody's parts)."""
+    """How long ended things are kept: records of uploads that came to nothing (seconds), and bytes in the stores
+    without a record (seconds; long, lest a wrong database address costs somebody's files)."""
 
     records: float
     orphans: float
@@ -53,6 +59,8 @@ class Assembly:
         parts: PartStore,
         objects: ObjectStore,
         hints: Hints,
+        quarantine: Quarantine,
+        analytics: Analytics,
         *,
         retention: Retention,
         clock: Clock,
@@ -61,13 +69,15 @@ class Assembly:
         self._parts = parts
         self._objects = objects
         self._hints = hints
+        self._quarantine = quarantine
+        self._analytics = analytics
         self._retention = retention
         self._clock = clock
         self._running: dict[str, asyncio.Task[str | None]] = {}
 
     def ttl(self, upload: Upload) -> float | None:
         """How long a record is kept, in seconds; None is for ever."""
-        return self._retention.records if upload.state in _FORGOTTEN else None
+        return self._retention.records if upload.state in FORGOTTEN else None
 
     async def finish(self, key: str) -> str | None:
         """Ends *assembling* if that is where the upload is. Answers the file's SHA-256 in hex when the upload is
@@ -97,23 +107,35 @@ class Assembly:
         if entry is None or entry.value.state is not UploadState.ASSEMBLING:
             return None
         upload, actual = entry.value, None
-        object_key = f"uploads/{upload.id}"
+        stored_as = object_key(upload)
         try:
-            whole = await self._parts.assemble(key, upload.grid, upload.manifest, object_key, upload.check)
+            whole = await self._parts.assemble(key, upload.grid, upload.manifest, stored_as, upload.check)
+            await self._quarantine.inspect(stored_as)
         except DigestRefused as refusal:
             actual = refusal.actual
             await mutate(self._uploads, key, lambda u: u.reopen(self._clock()))
         except TypeRefused:
             await self._fail(key, TYPE_MISMATCH, f"the file does not begin like a file of type {upload.mime_type}")
+        except Infected as found:
+            await self._refuse(key, INFECTED, f"the virus scanner found {found.name}")
         except DataLoss as error:
             log.exception("upload lost", extra={"data": {"upload": upload.id}})
             await self._fail(key, DATA_LOST, error.message)
+        except Unavailable as error:
+            if error.reason != Reason.SCANNER_UNAVAILABLE or self._clock() < upload.expires_at:
+                raise
+            await self._refuse(key, NOT_SCANNED, "the virus scanner did not answer before the upload's expires_at")
         else:
-            await mutate(self._uploads, key, lambda u: u.complete(whole, object_key, self._clock()))
-            await self._parts.discard(key)
-            await self._release(upload)
+            await self._complete(key, whole)
         await self._hints.publish(Progress("upload", upload.id))
         return actual
+
+    async def _complete(self, key: str, whole: Whole) -> None:
+        entry = await mutate(self._uploads, key, lambda u: u.complete(whole, object_key(u), self._clock()))
+        await self._parts.discard(key)
+        if entry is not None and entry.value.state is UploadState.COMPLETED:
+            await self._release(entry.value)
+            await self._analytics.completed(key, entry.value)
 
     async def _gather(self, key: str, upload: Upload) -> Entry[Upload] | None:
         """Puts the files of the partial uploads into the upload that is made of them, from where an earlier call
@@ -156,56 +178,20 @@ class Assembly:
                 await self._parts.remove(source.value.object_key)
                 await mutate(self._uploads, key, lambda u: u.cancel(self._clock()), ttl=self.ttl)
 
-    async def _fail(self, key: str, error_type: str, message: str) -> None:
-        await mutate(self._uploads, key, lambda u: u.fail(error_type, message, self._clock()), ttl=self.ttl)
+    async def _refuse(self, key: str, error_type: str, message: str) -> None:
+        """Fails an upload whose file is assembled already."""
+        failed = await self._fail(key, error_type, message)
+        if failed is not None and failed.value.state is UploadState.FAILED:  # and nobody has let it through before
+            await self._parts.remove(object_key(failed.value))
+
+    async def _fail(self, key: str, error_type: str, message: str) -> Entry[Upload] | None:
+        entry = await mutate(
+            self._uploads, key, lambda u: u.fail(error_type, message, self._clock()), ttl=self.ttl
+        )
         await self._parts.discard(key)
-
-    async def sweep_every(self, seconds: float) -> None:
-        """Sweeps now and again for ever, whatever happens to the store or the state store."""
-        while True:
-            try:
-                await self.sweep()
-            except (ServiceError, OSError):
-                log.exception("sweep cut short")
-            await asyncio.sleep(seconds)
-
-    async def sweep(self) -> None:
-        """Expires what is past its time, finishes what is being assembled, removes parts that nobody can use.
-        Goes on after an upload that cannot be helped now; raises Unavailable when the records cannot be read."""
-        now = self._clock()
-        due = [entry async for entry in self._uploads.list() if entry.value.due(now)]
-        for entry in due:
-            with _left_for_later(entry.value.id):
-                await self._tend(entry.key, entry.value)
-        async for staged in self._parts.list_uploads():
-            with _left_for_later(staged.upload):
-                await self._tidy(staged, now)
-
-    async def _tend(self, key: str, upload: Upload) -> None:
-        if upload.state is UploadState.ASSEMBLING or (upload.gathers and not upload.ended(self._clock())):
-            await self.finish(key)
-        else:
-            if upload.object_key:  # of a partial upload that nobody used; first, so that it is never forgotten
-                await self._parts.remove(upload.object_key)
-            await mutate(self._uploads, key, lambda u: u.expire(self._clock()), ttl=self.ttl)
-            await self._hints.publish(Progress("upload", upload.id))
-
-    async def _tidy(self, staged: Staged, now: datetime) -> None:
-        found = await self._uploads.get(staged.upload)
-        if found is None:
-            forgotten = now - staged.changed_at > timedelta(seconds=self._retention.orphans)
-        else:
-            forgotten = found.value.ended(now)
-        if forgotten:
-            await self._parts.discard(staged.upload)
+        return entry
 
 
-@contextlib.contextmanager
-def _left_for_later(upload: str) -> Iterator[None]:
-    """One upload that cannot be helped, whatever its trouble, must not keep the sweep from the others."""
-    try:
-        yield
-    except ServiceError as error:
-        log.warning("upload left for the next sweep: %s", error, extra={"data": {"upload": upload}})
-    except Exception:
-        log.exception("upload left for the next sweep", extra={"data": {"upload": upload}})
+def object_key(upload: Upload) -> str:
+    """Where the upload's file is, once assembled."""
+    return f"uploads/{upload.id}"

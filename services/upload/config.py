@@ -38,6 +38,10 @@ class UploadSettings(CommonSettings):
     upload_orphan_grace_seconds: float = Field(
         default=86_400, ge=0, description="how long chunks without an upload record are kept"
     )
+    clamd: str = Field(
+        default="", description="virus scanner clamd: `<host>:<port>` or the path of its socket; empty is off"
+    )
+    clamd_timeout_seconds: float = Field(default=120, gt=0, description="how long one virus scan may take")
     upload_max_streams: int = Field(default=64, ge=1, description="most streams of bytes open at once")
     # Longer than the gateway waits for a silent phone: it is the one that can tell the phone so.
     upload_stall_seconds: float = Field(default=15, gt=0, description="after which a silent stream is cut off")

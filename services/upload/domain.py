@@ -26,6 +26,8 @@ from services.upload.reasons import Reason
 
 TYPE_MISMATCH = "file_type_mismatch"
 DATA_LOST = "data_lost"
+INFECTED = "file_infected"
+NOT_SCANNED = "file_not_scanned"
 
 _UNTOLD = 1 << 62  # stands for a size that is not known: beyond every limit, below what an int64 holds
 
@@ -293,4 +295,6 @@ def refused(upload: Upload) -> ServiceError:
     """Why an upload failed, as the error that its complete call answers."""
     if upload.error_type == TYPE_MISMATCH:
         return InvalidArgument.field("mime_type", upload.error_message, reason=Reason.FILE_TYPE_MISMATCH)
+    if upload.error_type == INFECTED:
+        return InvalidArgument(upload.error_message, reason=Reason.FILE_INFECTED)
     return FailedPrecondition(f"the upload failed: {upload.error_message}", reason=Reason.UPLOAD_CLOSED)

@@ -1,4 +1,5 @@
-"""What the upload use cases need from outside: a place for parts, the state store and the progress bus."""
+"""What the upload use cases need from outside: a place for parts, the state store and the progress bus, a virus
+scanner, and somewhere to tell how uploads went."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Protocol, TypeAlias
 
 from services.common.progress import ProgressBus
 from services.common.state import StateStore
-from services.upload.domain import Upload, Whole
+from services.upload.domain import Upload, UploadPurpose, Whole
 from services.upload.grid import Grid, Part, Tail
 
 UploadStore: TypeAlias = StateStore[Upload]
@@ -129,3 +130,35 @@ class PartStore(Protocol):
 
     def list_uploads(self) -> AsyncIterator[Staged]:
         """The uploads that have bytes here, in any order."""
+
+
+class Scanner(Protocol):
+    """A virus scanner."""
+
+    async def scan(self, pieces: AsyncIterator[bytes]) -> str:
+        """The name of what was found in these bytes, "" when they are clean. Raises Unavailable
+        (SCANNER_UNAVAILABLE) when that is not certain, whatever the reason, and what ``pieces`` raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadCompleted:
+    """How an upload went, field by field ``twotruths.upload.v1.UploadCompleted``, which says what each is."""
+
+    upload_id: str
+    purpose: UploadPurpose
+    seconds: float
+    bytes: int
+    bytes_per_second: float
+    chunks: int
+    replayed_chunks: int
+    network_type: str
+    device_type: str
+    completed_at: datetime
+
+
+class Events(Protocol):
+    """Takes note of what happened, for analytics."""
+
+    async def completed(self, event: UploadCompleted) -> None:
+        """Keeps one event for each upload, however often it is told of within minutes. Never raises: what cannot
+        be kept is logged and dropped."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -144,16 +144,24 @@ def _refusal(
 
 class Quotas:
     """Holds players to ``limits``. ``ttl``: seconds for which an unused record is kept, longer than an upload may
-    stay open. Methods raise Unavailable."""
+    stay open; ``refused`` is told the reason of each refusal. Methods raise Unavailable."""
 
     def __init__(
-        self, usages: UsageStore, uploads: UploadStore, *, limits: Limits, ttl: float, clock: Clock
+        self,
+        usages: UsageStore,
+        uploads: UploadStore,
+        *,
+        limits: Limits,
+        ttl: float,
+        clock: Clock,
+        refused: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._usages = usages
         self._uploads = uploads
         self._limits = limits
         self._ttl = ttl
         self._clock = clock
+        self._refused = refused
         self._off = not (limits.max_open_uploads or limits.max_bytes_per_day or limits.max_initiates_per_minute)
 
     async def reserve(self, owner: str, sizes: Mapping[str, int]) -> None:
@@ -162,11 +170,16 @@ class Quotas:
         if self._off or not sizes:
             return
         try:
+            await self._reserve_or_strike_out(owner, sizes)
+        except ResourceExhausted as refusal:
+            self._refused(refusal.reason)
+            raise
+
+    async def _reserve_or_strike_out(self, owner: str, sizes: Mapping[str, int]) -> None:
+        try:
             await self._reserve(owner, sizes)
         except ResourceExhausted as refusal:
-            if refusal.reason != Reason.QUOTA_OPEN_UPLOADS:
-                raise
-            if not await self._strike_out(owner):
+            if refusal.reason != Reason.QUOTA_OPEN_UPLOADS or not await self._strike_out(owner):
                 raise
             await self._reserve(owner, sizes)
 

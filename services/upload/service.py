@@ -309,5 +309,10 @@ class UploadService:
         return upload
 
     @property
+    def open_streams(self) -> int:
+        """How many streams of bytes are open now."""
+        return self._streams.count
+
+    @property
     def _expiry(self) -> timedelta:
         return timedelta(seconds=self._policy.expiry)

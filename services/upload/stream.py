@@ -64,6 +64,11 @@ class OpenStreams:
         self._most = most
         self._open = 0
 
+    @property
+    def count(self) -> int:
+        """How many are open now."""
+        return self._open
+
     @contextlib.contextmanager
     def one_more(self) -> Iterator[None]:
         """A stream that is open within the block. Raises ResourceExhausted (TOO_MANY_STREAMS)."""

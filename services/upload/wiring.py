@@ -16,18 +16,25 @@ from services.common.clock import Clock, utc_now
 from services.common.codec import RecordCodec
 from services.common.identity import TokenVerifier
 from services.common.lifecycle import App
+from services.common.metrics import new_registry
 from services.common.objects import ObjectStore
 from services.common.server import GrpcServer
 from services.upload import rpc
+from services.upload.adapters.clamd import ClamdScanner
 from services.upload.adapters.directory_parts import DirectoryPartStore
+from services.upload.adapters.jetstream_events import JetStreamEvents
+from services.upload.analytics import Analytics, Replays
 from services.upload.assembly import Assembly, Retention
 from services.upload.config import UploadSettings
 from services.upload.domain import Upload
 from services.upload.limits import Limits
-from services.upload.ports import Hints, PartStore, UploadStore
+from services.upload.metering import MeteredParts, MeteredScanner, MeteredUploads, UploadMetrics
+from services.upload.ports import Events, Hints, PartStore, Scanner, UploadStore
 from services.upload.quotas import Quotas, Usage, UsageStore
 from services.upload.records import UploadRecords
+from services.upload.scanning import Quarantine
 from services.upload.service import Policy, UploadService
+from services.upload.sweeping import Sweep
 from twotruths.upload.v1 import record_pb2, upload_service_pb2_grpc
 
 BUCKET = "uploads"
@@ -42,6 +49,7 @@ class Shared:
     uploads: UploadStore
     usages: UsageStore
     hints: Hints
+    events: Events
 
 
 Background: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
@@ -64,25 +72,38 @@ async def build(
     clock: Clock = utc_now,
 ) -> AsyncIterator[App]:
     """The upload service on a directory or a bucket and JetStream, or on what is given instead."""
+    metrics, replays = UploadMetrics(registry := new_registry()), Replays()
     async with AsyncExitStack() as stack:
         background: list[Background] = []
         # First: a directory that is taken is a reason not to begin.
         stores = stores or await _open_stores(stack, settings, background)
-        parts = stores.parts
+        parts, objects = MeteredParts(stores.parts, metrics, replays), stores.objects
         shared = shared or await _shared(settings, stack)
+        uploads, hints = MeteredUploads(shared.uploads, metrics), shared.hints
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
-        assembly = Assembly(shared.uploads, parts, stores.objects, shared.hints, retention=retention, clock=clock)
+        assembly = Assembly(
+            uploads,
+            stores.parts,
+            objects,
+            hints,
+            Quarantine(objects, _scanner(settings, metrics)),
+            Analytics(shared.events, replays),
+            retention=retention,
+            clock=clock,
+        )
         stack.push_async_callback(assembly.close)
-        records = UploadRecords(shared.uploads, parts, shared.hints, ttl=assembly.ttl, clock=clock)
+        records = UploadRecords(uploads, parts, hints, ttl=assembly.ttl, clock=clock)
         policy = _policy(settings)
         quotas = Quotas(
             shared.usages,
-            shared.uploads,
+            uploads,
             limits=policy.limits,
             ttl=policy.expiry + _USAGE_KEPT_SECONDS,
             clock=clock,
+            refused=metrics.refused,
         )
-        service = UploadService(records, parts, shared.hints, assembly, quotas, policy=policy, clock=clock)
+        service = UploadService(records, parts, hints, assembly, quotas, policy=policy, clock=clock)
+        metrics.streams.set_function(lambda: service.open_streams)
         server = GrpcServer(
             settings,
             name="upload",
@@ -93,8 +114,9 @@ async def build(
         server.add(
             rpc.SERVICE, upload_service_pb2_grpc.add_UploadServiceServicer_to_server, rpc.UploadServicer(service)
         )
-        background.append(functools.partial(assembly.sweep_every, settings.upload_sweep_seconds))
-        yield App(server, background=background)
+        sweep = Sweep(uploads, parts, objects, hints, assembly, retention=retention, clock=clock)
+        background.append(functools.partial(sweep.run_every, settings.upload_sweep_seconds, metrics.swept))
+        yield App(server, background=background, metrics=registry)
 
 
 async def _open_stores(stack: AsyncExitStack, settings: UploadSettings, background: list[Background]) -> Stores:
@@ -125,7 +147,15 @@ async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:
     usages = JetStreamStateStore(client, QUOTAS, RecordCodec(Usage, record_pb2.QuotaRecord), replicas=replicas)
     await uploads.ensure()
     await usages.ensure()
-    return Shared(uploads, usages, NatsProgressBus(client))
+    events = JetStreamEvents(client, replicas=replicas)
+    await events.ensure()
+    return Shared(uploads, usages, NatsProgressBus(client), events)
+
+
+def _scanner(settings: UploadSettings, metrics: UploadMetrics) -> Scanner | None:
+    if not settings.clamd:
+        return None
+    return MeteredScanner(ClamdScanner(settings.clamd, timeout=settings.clamd_timeout_seconds), metrics)
 
 
 def _policy(settings: UploadSettings) -> Policy:

@@ -21,6 +21,7 @@ from services.common.lifecycle import App
 from services.common.state import owned_key
 from services.common.status import from_rpc_error
 from services.upload import wiring
+from services.upload.adapters.memory_events import MemoryEvents
 from services.upload.config import UploadSettings
 from services.upload.domain import Upload
 from services.upload.ports import UploadStore
@@ -177,7 +178,9 @@ def chunk(
 
 
 class Mesh:
-    """A running service and its callers."""
+    """A running service and its callers. ``events``: what it told, on records in memory."""
+
+    events: MemoryEvents
 
     def __init__(self, app: App, channel: grpc.aio.Channel, keys: KeyRing, root: Path, clock: Time) -> None:
         self.app, self.root, self.clock = app, root, clock
@@ -228,13 +231,15 @@ async def running(
     }
     settings = UploadSettings(**(keys.settings() | defaults | changes))
     clock = Time()
-    shared = None
+    shared, events = None, MemoryEvents()
     if uploads is not None:
-        shared = wiring.Shared(uploads, MemoryStateStore[Usage](), MemoryProgressBus())
+        shared = wiring.Shared(uploads, MemoryStateStore[Usage](), MemoryProgressBus(), events)
     async with wiring.build(settings, shared=shared, clock=clock) as app:
         await app.server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.server.port}") as channel:
-            yield Mesh(app, channel, keys, root, clock)
+            mesh = Mesh(app, channel, keys, root, clock)
+            mesh.events = events
+            yield mesh
         await app.server.stop(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,18 +14,24 @@ import pytest
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.memory import MemoryProgressBus, MemoryStateStore
 from services.common.context import CallContext, Principal, serving
-from services.common.errors import AlreadyExists, NotFound
+from services.common.errors import AlreadyExists, NotFound, Unavailable
 from services.common.objects import ObjectInfo
-from services.common.state import Entry, owned_key
+from services.common.state import Entry, mutate, owned_key
+from services.upload.adapters.memory_events import MemoryEvents
 from services.upload.adapters.memory_parts import MemoryPartStore
+from services.upload.analytics import Analytics, Replays
 from services.upload.assembly import Assembly, Retention
-from services.upload.domain import DATA_LOST, Upload, UploadState
+from services.upload.domain import DATA_LOST, INFECTED, NOT_SCANNED, Upload, UploadState
 from services.upload.grid import Part
 from services.upload.limits import Limits
+from services.upload.ports import Scanner
 from services.upload.quotas import Quotas, Usage
+from services.upload.reasons import Reason
 from services.upload.records import UploadRecords
 from services.upload.requests import NewClip, NewFile, new_upload
+from services.upload.scanning import Quarantine
 from services.upload.service import Policy, UploadService
+from services.upload.sweeping import Sweep
 
 BODY = b"\x00\x00\x00\x20ftypisom".ljust(100, b".")
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -33,19 +40,27 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 class House:
     """The use cases on stores in memory, at a time that the test sets."""
 
-    def __init__(self, root: Path, uploads: MemoryStateStore[Upload]) -> None:
+    def __init__(self, root: Path, uploads: MemoryStateStore[Upload], scanner: Scanner | None = None) -> None:
+        self.root = root
         self.now = datetime(2026, 5, 1, tzinfo=UTC)
         self.uploads = uploads
         self.objects = DirectoryObjectStore(root)
         self.parts = MemoryPartStore(self.objects, clock=self.clock)
         hints = MemoryProgressBus()
+        self.events = MemoryEvents()
+        retention = Retention(records=60, orphans=3600)
         self.assembly = Assembly(
             uploads,
             self.parts,
             self.objects,
             hints,
-            retention=Retention(records=60, orphans=3600),
+            Quarantine(self.objects, scanner),
+            Analytics(self.events, Replays()),
+            retention=retention,
             clock=self.clock,
+        )
+        self.sweep = Sweep(
+            uploads, self.parts, self.objects, hints, self.assembly, retention=retention, clock=self.clock
         )
         records = UploadRecords(uploads, self.parts, hints, ttl=self.assembly.ttl, clock=self.clock)
         quotas = Quotas(MemoryStateStore[Usage](), uploads, limits=Limits(), ttl=60, clock=self.clock)
@@ -96,25 +111,25 @@ def as_service() -> Iterator[None]:
 
 async def test_the_sweep_finishes_a_cut_off_complete_once(house: House) -> None:
     key = await house.cut_off()
-    await house.assembly.sweep()
+    await house.sweep.run()
     done = await house.record(key)
     assert (done.state, done.sha256) == (UploadState.COMPLETED, DIGEST)
     assert (await house.objects.stat(done.object_key)).size == len(BODY)
     house.now += timedelta(days=30)
-    await house.assembly.sweep()
+    await house.sweep.run()
     assert await house.record(key) == done
 
 
 async def test_the_sweep_holds_a_cut_off_complete_to_the_digest_it_was_called_with(house: House) -> None:
     key = await house.cut_off(claimed="0" * 64)
-    await house.assembly.sweep()
+    await house.sweep.run()
     assert await house.state(key) is UploadState.OPEN
     assert (await house.parts.list_parts(key, (await house.record(key)).grid)).parts
 
 
 async def test_an_upload_whose_bytes_are_gone_fails_instead_of_hanging(house: House) -> None:
     key = await house.cut_off(stored=False)
-    await house.assembly.sweep()
+    await house.sweep.run()
     lost = await house.record(key)
     assert (lost.state, lost.error_type) == (UploadState.FAILED, DATA_LOST)
 
@@ -122,10 +137,10 @@ async def test_an_upload_whose_bytes_are_gone_fails_instead_of_hanging(house: Ho
 async def test_parts_without_a_record_are_kept_for_the_grace_period_alone(house: House) -> None:
     upload = new_upload("alice", NewFile("a", 100, "video/mp4", 100), now=house.now, expiry=timedelta(hours=1))
     await house.put("orphan.key", upload)
-    await house.assembly.sweep()
+    await house.sweep.run()
     assert [s.upload async for s in house.parts.list_uploads()] == ["orphan.key"]
     house.now += timedelta(hours=1, seconds=1)
-    await house.assembly.sweep()
+    await house.sweep.run()
     assert [s async for s in house.parts.list_uploads()] == []
 
 
@@ -151,10 +166,111 @@ async def test_an_upload_that_the_disk_refuses_does_not_keep_the_sweep_from_the_
     monkeypatch.setattr(house.objects, "put_file", put)
     monkeypatch.setattr(house.parts, "discard", throw_away)
     house.now += timedelta(hours=1, seconds=1)
-    await house.assembly.sweep()
+    await house.sweep.run()
     assert await house.state(broken) is UploadState.ASSEMBLING
     assert await house.state(sound) is UploadState.COMPLETED
     assert {s.upload async for s in house.parts.list_uploads()} == {broken, "broken.orphan"}
+
+
+async def store(house: House, key: str) -> None:
+    file = house.root / "file"
+    file.write_bytes(BODY)
+    await house.objects.put_file(key, file)
+
+
+async def objects(house: House) -> set[str]:
+    return {info.key async for info in house.objects.list("")}
+
+
+async def test_files_without_a_record_go_after_they_were_seen_so_for_the_grace_period(house: House) -> None:
+    await store(house, "uploads/orphan")
+    await store(house, "videos/of-others")
+    key = await house.cut_off()
+    kept = {f"uploads/{key.rpartition('.')[2]}", "videos/of-others"}
+    for minutes in (0, 30, 30):  # however old the file is: what counts is how long nobody has known it
+        house.now += timedelta(minutes=minutes)
+        assert (await house.sweep.run()).objects == 0
+    house.now += timedelta(minutes=30)
+    assert (await house.sweep.run()).objects == 1
+    assert await objects(house) == kept
+    house.now += timedelta(days=30)
+    await house.sweep.run()
+    assert await objects(house) == kept
+
+
+async def test_on_an_empty_database_no_file_is_touched(house: House) -> None:
+    await store(house, "uploads/orphan")
+    for _ in range(10):
+        house.now += timedelta(hours=1)
+        await house.sweep.run()
+    assert await objects(house) == {"uploads/orphan"}
+
+
+@pytest.mark.usefixtures("as_service")
+async def test_a_file_that_a_cut_off_cancel_left_goes_at_once(house: House) -> None:
+    key = await house.cut_off()
+    await house.sweep.run()
+    upload = await house.record(key)
+    await mutate(house.uploads, key, lambda u: replace(u, state=UploadState.CANCELLED))
+    house.now += timedelta(hours=1)
+    assert (await house.sweep.run()).objects == 1
+    assert upload.object_key not in await objects(house)
+
+
+class SteeredScanner:
+    """Finds what the test says; None is away."""
+
+    found: str | None = None
+
+    async def scan(self, pieces: AsyncIterator[bytes]) -> str:
+        assert b"".join([piece async for piece in pieces]) == BODY
+        if self.found is None:
+            raise Unavailable("away", reason=Reason.SCANNER_UNAVAILABLE)
+        return self.found
+
+
+@pytest.fixture
+def scanner() -> SteeredScanner:
+    return SteeredScanner()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, scanner: SteeredScanner) -> House:
+    return House(tmp_path, MemoryStateStore[Upload](), scanner)
+
+
+async def test_a_file_stays_in_quarantine_until_the_scanner_says_it_is_clean(
+    guarded: House, scanner: SteeredScanner
+) -> None:
+    key = await guarded.cut_off()
+    for _ in range(3):
+        await guarded.sweep.run()
+        assert await guarded.state(key) is UploadState.ASSEMBLING
+    assert guarded.events.kept == []
+    scanner.found = ""
+    await guarded.sweep.run()
+    done = await guarded.record(key)
+    assert (done.state, done.sha256) == (UploadState.COMPLETED, DIGEST)
+    assert [event.upload_id for event in guarded.events.kept] == [done.id]
+
+
+async def test_an_infected_file_fails_its_upload_and_is_gone(guarded: House, scanner: SteeredScanner) -> None:
+    scanner.found = "Test.Virus"
+    key = await guarded.cut_off()
+    await guarded.sweep.run()
+    failed = await guarded.record(key)
+    assert (failed.state, failed.error_type) == (UploadState.FAILED, INFECTED)
+    assert await objects(guarded) == set()
+    assert [s async for s in guarded.parts.list_uploads()] == []
+
+
+async def test_a_file_that_is_never_scanned_is_given_up_when_its_upload_expires(guarded: House) -> None:
+    key = await guarded.cut_off()
+    guarded.now += timedelta(hours=1)
+    await guarded.sweep.run()
+    failed = await guarded.record(key)
+    assert (failed.state, failed.error_type) == (UploadState.FAILED, NOT_SCANNED)
+    assert await objects(guarded) == set()
 
 
 class Rival(MemoryStateStore[Upload]):
