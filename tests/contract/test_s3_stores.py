@@ -325,7 +325,7 @@ async def test_what_was_stored_is_there_after_the_server_was_killed(tmp_path: Pa
             await put(store, 0, grid=grid)
             await put(store, 2, grid=grid)
             server.kill()
-            calls: list[Any] = [put(store, 1, grid=grid), store.list_parts(UPLOAD, grid), store.discard(UPLOAD)]
+            calls: list[Any] = [put(store, 1, grid=grid), store.list_parts(UPLOAD, grid), store.discard("other")]
             refused = await asyncio.gather(*calls, return_exceptions=True)
             assert [type(refusal) for refusal in refused] == [Unavailable] * 3
             await server.start()
