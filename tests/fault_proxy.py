@@ -34,6 +34,7 @@ class _Connection:
     client: tuple[asyncio.StreamReader, asyncio.StreamWriter]
     server: tuple[asyncio.StreamReader, asyncio.StreamWriter]
     doomed: bool = False  # bytes were lost: nothing may ever pass again
+    given_up: bool = False  # the server has answered or closed its side since
 
 
 class Proxy:
@@ -67,10 +68,10 @@ class Proxy:
         for connection in list(self._connections):
             self._reset(connection)
 
-    @property
-    def connections(self) -> int:
-        """How many connections run."""
-        return len(self._connections)
+    async def given_up(self) -> None:
+        """Returns when the server has answered, or closed its side, on every connection that lost bytes."""
+        while any(connection.doomed and not connection.given_up for connection in self._connections):
+            await asyncio.sleep(0.01)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client."""
@@ -129,9 +130,11 @@ class Proxy:
                 return
             if self.fault is Fault.BLACKHOLE and self.passed >= self.after:
                 self._strike(connection)
+            connection.given_up = connection.doomed
             if not connection.doomed:
                 writer.write(data)
                 await writer.drain()
+        connection.given_up = True
         if not connection.doomed:
             writer.close()
 
