@@ -41,7 +41,12 @@ _NAMES = {
     "file_size": "Upload-Length",
     "file_hash": "Repr-Digest",
 }
-_APPEND_NAMES = {"checksum": "Content-Digest", "sha256": "Content-Digest", "upload_length": "Upload-Length"}
+_APPEND_NAMES = {
+    "checksum": "Content-Digest",
+    "sha256": "Content-Digest",
+    "offset": "Upload-Offset",
+    "upload_length": "Upload-Length",
+}
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
