@@ -34,10 +34,10 @@ QUICK = {"TWOTRUTHS_JOB_ACK_WAIT_SECONDS": "2"}
 class Harness:
     """A running ``mesh up`` on free ports and a state directory of its own."""
 
-    def __init__(self, directory: Path, workers: int = 2) -> None:
+    def __init__(self, directory: Path, workers: int = 2, *more: str) -> None:
         self.state = StateDirectory(directory / "state")
         environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"}
-        options = ("--free-ports", "--workers", str(workers), "--state", str(self.state.root))
+        options = ("--free-ports", "--workers", str(workers), "--state", str(self.state.root), *more)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mesh", "up", *options],
             env={**environment, **QUICK},

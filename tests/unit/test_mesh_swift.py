@@ -1,0 +1,53 @@
+"""Which store a mesh runs on, and how its S3 server is configured."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from mesh import swift, topology
+from mesh.errors import MeshError
+from mesh.state import StateDirectory
+from mesh.swift import SwiftServer
+from mesh.topology import Options
+
+
+def test_one_state_directory_keeps_its_files_in_one_place(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path / "one")
+    (state.data / "objects").mkdir(parents=True)
+    with pytest.raises(MeshError, match="keeps its files in a directory: leave out --s3"):
+        topology.plan(Options(state.root, 1, free_ports=True, s3=True), state)
+    other = StateDirectory(tmp_path / "other")
+    other.s3.mkdir(parents=True)
+    with pytest.raises(MeshError, match="keeps its files in S3: use --s3"):
+        topology.plan(Options(other.root, 1, free_ports=True), other)
+
+
+def test_every_process_is_told_where_the_bucket_is_and_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://elsewhere:4222")
+    planned = topology.plan(Options(tmp_path, 2, free_ports=True, s3=True), StateDirectory(tmp_path))
+    server, *others = planned.specs
+    assert server.name == "s3"
+    url = f"http://127.0.0.1:{planned.ports['s3']}"
+    assert {spec.environment["TWOTRUTHS_S3_ENDPOINT_URL"] for spec in others} == {url}
+    assert all("s3" in spec.after for spec in others if spec.name in {"upload", "merge", "worker-1", "worker-2"})
+
+
+def test_without_swift_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swift, "find_spec", lambda _: None)
+    with pytest.raises(MeshError, match="install the packages swift and pyeclib"):
+        swift.require_installed()
+
+
+def test_the_servers_listen_to_this_machine_alone_and_their_secret_is_for_its_user(tmp_path: Path) -> None:
+    server = SwiftServer(tmp_path / "s3", (5001, 5002, 5003, 5004))
+    swift.write_configuration(server.folder, server.ports)
+    for kind, port in zip(("proxy", "object", "container", "account"), server.ports, strict=True):
+        path = server.folder / f"{kind}-server.conf"
+        assert f"bind_ip = 127.0.0.1\nbind_port = {port}\n" in path.read_text()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert server.url == "http://127.0.0.1:5001"
