@@ -59,7 +59,9 @@ class CommonSettings(BaseSettings):
 
     log_format: Literal["console", "json"] = Field("console", description="how log lines look")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
-    metrics_listen: str = Field("", description="address and port of Prometheus metrics; empty is off")
+    metrics_listen: str = Field(
+        "", description="address and port of Prometheus metrics, for each process its own; empty is off"
+    )
     reflection: bool = Field(True, description="whether servers describe themselves (grpcurl)")
     drain_wait_seconds: float = Field(0.0, ge=0, description="after SIGTERM: health is off, yet calls are served")
     drain_grace_seconds: float = Field(20.0, ge=0, description="then: how long calls may take to end")

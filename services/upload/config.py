@@ -39,7 +39,9 @@ class UploadSettings(CommonSettings):
         default=86_400, ge=0, description="how long chunks without an upload record are kept"
     )
     clamd: str = Field(
-        default="", description="virus scanner clamd: `<host>:<port>` or the path of its socket; empty is off"
+        default="",
+        description="virus scanner clamd: `<host>:<port>` or the path of its socket; empty is off. It must say "
+        "`AlertExceedsMax yes`, and its size limits must hold the largest file",
     )
     clamd_timeout_seconds: float = Field(default=120, gt=0, description="how long one virus scan may take")
     upload_max_streams: int = Field(default=64, ge=1, description="most streams of bytes open at once")

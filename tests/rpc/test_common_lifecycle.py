@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -112,6 +113,17 @@ async def test_sigterm_drains(start: Start, keys: KeyRing, tmp_path: Path) -> No
         assert await process.end() == 0
     messages = [json.loads(line)["message"] for line in process.lines]
     assert messages[-4:] == ["loop stopped", "loop stopped", "dependencies closed", "merge stopped"]
+
+
+async def test_metrics_are_served_from_start_to_end_on_a_port_of_their_own(start: Start) -> None:
+    async with start(TWOTRUTHS_METRICS_LISTEN="127.0.0.1:0") as process:
+        line = json.loads(await process.line("metrics on port"))
+        url = f"http://127.0.0.1:{line['message'].rpartition(' ')[2]}/metrics"
+        await process.port()
+        async with aiohttp.ClientSession() as http, http.get(url) as answer:
+            assert "process_resident_memory_bytes" in await answer.text()
+        process.tell()
+        assert await process.end() == 0
 
 
 async def test_calls_are_served_while_balancers_notice(start: Start, keys: KeyRing, tmp_path: Path) -> None:
