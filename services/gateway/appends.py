@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -99,9 +99,16 @@ class Appends:
         return await self._unary(self._upload.CompleteUpload, request, message)
 
     async def append(
-        self, request: web.Request, header: AppendHeader, *, names: Mapping[str, str] = NOTHING, body: bool = True
+        self,
+        request: web.Request,
+        header: AppendHeader,
+        *,
+        names: Mapping[str, str] = NOTHING,
+        body: bool = True,
+        skip: int = 0,
     ) -> Upload:
-        """The upload with the request's body (without ``body``: with nothing) at its end."""
+        """The upload with the request's body (without ``body``: with nothing) at its end, save the first ``skip``
+        bytes, which are there already."""
         timeout = self._settings.gateway_append_timeout_seconds
         call = self._upload.AppendUpload(metadata=self._caller(request), timeout=timeout)
         stream = Uplink[AppendUploadRequest, AppendUploadResponse](
@@ -111,16 +118,24 @@ class Appends:
         try:
             await stream.send(AppendUploadRequest(header=header))
             if body:
-                await self._send_body(request, stream, keep=not header.checksum)
+                await self._send_body(request, stream, keep=not header.checksum, skip=skip)
             running = self._running.get(self._key(request, header.session_id))
             if running is not None and running.request is request:
                 running.reading = False
             return (await stream.answer()).upload
+        except Problem as problem:
+            _let_retry(problem)
+            raise
         finally:
             call.cancel()
 
     async def _send_body(
-        self, request: web.Request, stream: Uplink[AppendUploadRequest, AppendUploadResponse], *, keep: bool
+        self,
+        request: web.Request,
+        stream: Uplink[AppendUploadRequest, AppendUploadResponse],
+        *,
+        keep: bool,
+        skip: int,
     ) -> None:
         source = bodies.pieces(
             request,
@@ -129,7 +144,7 @@ class Appends:
             within=self._settings.gateway_append_timeout_seconds,
         )
         try:
-            await stream.data(source, keep=keep)
+            await stream.data(_after(source, skip) if skip else source, keep=keep)
         except Problem:
             if keep:
                 with contextlib.suppress(Problem, TimeoutError):
@@ -137,11 +152,13 @@ class Appends:
                         await stream.answer()
             raise
 
-    async def outlasting(self, request: web.Request, session_id: str, work: Coroutine[Any, Any, T]) -> T:
+    async def outlasting(
+        self, request: web.Request, session_id: str, work: Callable[[], Coroutine[Any, Any, T]]
+    ) -> T:
         """The result of ``work`` that appends to an upload. It goes on when the client has gone: what was
         received is stored, and what is complete is completed."""
         await self._end_running(request, session_id)
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work())
         key, running = self._key(request, session_id), _Running(request, task)
         self._running[key] = running
         try:
@@ -193,6 +210,20 @@ class Appends:
             raise problems.from_error(from_rpc_error(error), names=names) from error
         upload: Upload = answer.upload
         return upload
+
+
+async def _after(source: AsyncIterator[bytes], skip: int) -> AsyncIterator[bytes]:
+    async for piece in source:
+        if skip < len(piece):
+            yield piece[skip:]
+        skip = max(0, skip - len(piece))
+
+
+def _let_retry(problem: Problem) -> None:
+    """Clients of both protocols give up on 4xx and go on after 5xx; these two pass."""
+    if problem.reason in {"BODY_TIMEOUT", "TOO_MANY_STREAMS"}:
+        problem.status = 503
+        problem.headers = {"Retry-After": "1", **problem.headers}
 
 
 def session_id_of(request: web.Request) -> str:

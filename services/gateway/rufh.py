@@ -98,9 +98,11 @@ class RufhRoutes:
         if request.headers.get("Upload-Draft-Interop-Version", "").strip() == INTEROP_VERSION:
             await send_104(request, {"Upload-Draft-Interop-Version": INTEROP_VERSION} | location | limit)
         async with answering(location):
-            if request.body_exists or last:
-                header = AppendHeader(session_id=upload.session_id, offset=0)
-                upload = await self._append(request, header, checksum, length=length, last=last)
+            # A creation that is sent again goes on where the upload of the first one stands.
+            stored = 0 if checksum else upload.upload_offset
+            header = AppendHeader(session_id=upload.session_id, offset=stored)
+            if (request.body_exists or last) and upload.status != upload_pb2.UPLOAD_STATUS_COMPLETED:
+                upload = await self._append(request, header, checksum, last=last, skip=stored)
         if last:
             return _result(upload, location)
         headers = location | limit | {"Upload-Complete": "?0", "Upload-Offset": str(upload.upload_offset)}
@@ -134,7 +136,7 @@ class RufhRoutes:
             header.upload_length = length
         checksum = _digest(request, "Content-Digest")
         try:
-            upload = await self._append(request, header, checksum, length=length, last=last)
+            upload = await self._append(request, header, checksum, last=last)
         except Problem as problem:
             if problem.reason == "UPLOAD_CLOSED":
                 await self._explain_closed(request, session_id)
@@ -148,14 +150,14 @@ class RufhRoutes:
         return web.Response(status=204)
 
     async def _append(
-        self, request: web.Request, header: AppendHeader, checksum: str, *, length: int | None, last: bool
+        self, request: web.Request, header: AppendHeader, checksum: str, *, last: bool, skip: int = 0
     ) -> Upload:
         """The upload with the content at its end; the file of it if the content is the ``last``."""
         if checksum:
             header.checksum_algorithm, header.checksum = CHECKSUM_ALGORITHM_SHA256, checksum
 
         async def work() -> Upload:
-            upload = await self._appends.append(request, header, names=_APPEND_NAMES)
+            upload = await self._appends.append(request, header, names=_APPEND_NAMES, skip=skip)
             if not last:
                 return upload
             if upload.length_deferred:  # of content whose length only its end tells
@@ -165,7 +167,7 @@ class RufhRoutes:
             return await self._complete(request, upload)
 
         try:
-            return await self._appends.outlasting(request, header.session_id, work())
+            return await self._appends.outlasting(request, header.session_id, work)
         except Problem as problem:
             _draft(problem, header.offset)
             raise

@@ -119,7 +119,7 @@ class TusRoutes:
         if with_body:
             header.session_id = upload.session_id
             async with answering(location):
-                upload = await self._append(request, header)
+                upload = await self._append_first(request, header, upload)
             headers = location | _offset(upload)
         return web.Response(status=201, headers=headers)
 
@@ -142,8 +142,9 @@ class TusRoutes:
         upload = await self._appends.get(request, session_id)
         _check_alive(upload)
         if _is_whole(upload) and upload.status != upload_pb2.UPLOAD_STATUS_COMPLETED:
-            work = self._appends.complete(request, session_id)
-            upload = await self._appends.outlasting(request, session_id, work)
+            upload = await self._appends.outlasting(
+                request, session_id, lambda: self._appends.complete(request, session_id)
+            )
         headers = _offset(upload) | {"Upload-Metadata": tus_fields.metadata(upload), "Cache-Control": "no-store"}
         headers |= {"Upload-Defer-Length": "1"} if upload.length_deferred else _length(upload)
         if concat := tus_fields.concat(upload, URL):
@@ -172,17 +173,25 @@ class TusRoutes:
         await self._appends.cancel(request, session_id_of(request))
         return web.Response(status=204)
 
-    async def _append(self, request: web.Request, header: AppendHeader) -> Upload:
+    async def _append_first(self, request: web.Request, header: AppendHeader, upload: Upload) -> Upload:
+        """The creation's body; one that is sent again goes on where the upload of the first one stands."""
+        if upload.status == upload_pb2.UPLOAD_STATUS_COMPLETED:
+            return upload
+        if not header.checksum:
+            header.offset = upload.upload_offset
+        return await self._append(request, header, skip=header.offset)
+
+    async def _append(self, request: web.Request, header: AppendHeader, *, skip: int = 0) -> Upload:
         """The upload with the body at its end, completed if it is whole."""
 
         async def work() -> Upload:
-            upload = await self._appends.append(request, header, names=_APPEND_NAMES)
+            upload = await self._appends.append(request, header, names=_APPEND_NAMES, skip=skip)
             if _is_whole(upload) and upload.status != upload_pb2.UPLOAD_STATUS_COMPLETED:
                 upload = await self._appends.complete(request, header.session_id)
             return upload
 
         try:
-            return await self._appends.outlasting(request, header.session_id, work())
+            return await self._appends.outlasting(request, header.session_id, work)
         except Problem as problem:
             if problem.reason == "CHUNK_DIGEST_MISMATCH":
                 problem.status = 460

@@ -76,6 +76,7 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         self.initiated: list[Any] = []
         self.completed: list[Any] = []
         self.complete_error: ServiceError | None = None
+        self.append_error: ServiceError | None = None
         self.trailers: tuple[tuple[str, str], ...] = ()
 
     def add(self, owner: str, filename: str, size: int, chunk_size: int, **more: Any) -> U.Upload:
@@ -166,6 +167,8 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         try:
             header = (await anext(requests)).header
             self.call_begun.set()
+            if self.append_error is not None:
+                raise self.append_error
             upload = find(self.uploads, header.session_id)
             if upload.status >= U.UPLOAD_STATUS_COMPLETED:
                 raise FailedPrecondition("it takes no more bytes", reason="UPLOAD_CLOSED")

@@ -211,6 +211,29 @@ async def test_a_creation_sent_again_under_its_key_is_the_same_upload(edge: Edge
     assert document["reason"] == "REQUEST_ID_REUSED"
 
 
+async def test_a_creation_with_content_sent_again_goes_on_where_the_first_one_stands(edge: Edge) -> None:
+    repr_digest = base64.b64encode(bytes.fromhex(DIGEST)).decode()
+    given = {
+        "Content-Type": "video/mp4",
+        "Repr-Digest": f"sha-256=:{repr_digest}:",
+        "Upload-Length": str(len(FILE)),
+    }
+    part = given | {"Upload-Complete": "?0"}
+    first, _ = await edge.send("POST", RUFH, part, status=201, data=FILE[:40_000])
+    # The client lost the answer. What it sends now is the open upload of the same file.
+    again, _ = await edge.send("POST", RUFH, part, status=201, data=FILE[:40_000])
+    assert (again["Location"], again["Upload-Offset"]) == (first["Location"], "40000")
+    whole = given | {"Upload-Complete": "?1", "Idempotency-Key": "k"}
+    _, document = await edge.send("POST", RUFH, whole, status=200, data=FILE)
+    assert (document["status"], document["file_hash"]) == ("completed", DIGEST)
+    tus = {**BODY, **NAMED, "Upload-Length": str(len(FILE)), "Idempotency-Key": "t"}
+    first, _ = await edge.send("POST", TUS, tus, status=201, data=FILE[:30_000])
+    for data in (FILE[:20_000], FILE, FILE):
+        again, _ = await edge.send("POST", TUS, tus, status=201, data=data)
+        assert again["Location"] == first["Location"]
+    assert await edge.downloaded(first["Location"].removeprefix(TUS)) == FILE
+
+
 async def test_what_came_over_a_connection_that_hangs_is_there_and_the_upload_goes_on_from_it(edge: Edge) -> None:
     file = FILE * 6
     id_ = await edge.create(len(file))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from multidict import CIMultiDict
 
-from services.common.errors import InvalidArgument, Unavailable
+from services.common.errors import InvalidArgument, ResourceExhausted, Unavailable
 from services.common.keys import KeyRing
 from tests.rpc.gateway_world import World, connection, open_world
 from twotruths.upload.v1 import upload_pb2
@@ -349,6 +349,19 @@ async def test_the_file_is_made_though_the_client_left_after_its_last_byte(world
     world.uploads.may_complete.set()
     assert (await send(world, "HEAD", url, {}, 200))["Upload-Offset"] == "10"
     assert len(world.uploads.completed) == 1
+
+
+async def test_a_client_that_is_silent_or_comes_too_early_may_try_again(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path, gateway_read_timeout_seconds=0.2) as world:
+        url = await create(world)
+        async with connection(world.port) as (reader, writer):
+            writer.write(raw_patch(world, url, 0, 10) + CONTENT[:7])
+            answer = (await asyncio.wait_for(reader.readuntil(b"}"), 10)).decode()
+        assert answer.startswith("HTTP/1.1 503 ")  # tus-js-client gives up on 408
+        assert "BODY_TIMEOUT" in answer
+        assert (await send(world, "HEAD", url, {}, 200))["Upload-Offset"] == "7"
+        world.uploads.append_error = ResourceExhausted("many", reason="TOO_MANY_STREAMS", retry_after=3)
+        assert (await patch(world, url, 7, CONTENT[7:], 503))["Retry-After"] == "3"
 
 
 async def completing(world: World) -> None:
