@@ -66,6 +66,14 @@ class NatsServer:
             self._process.wait()
             self._process = None
 
+    async def forgotten(self, stream: str) -> None:
+        """Waits until the files of a deleted stream are gone. The server answers before, and a stream of that name
+        that is made meanwhile takes what is left of them for its own."""
+        folder = self._folder / "js" / "jetstream" / "$G" / "streams"
+        async with asyncio.timeout(10):
+            while (folder / stream).exists() or (folder / f".{stream}").exists():
+                await asyncio.sleep(0.001)
+
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
@@ -92,12 +100,13 @@ def nats_url(nats_server: NatsServer) -> str:
 
 
 @pytest.fixture
-async def nats_client(nats_url: str) -> AsyncIterator[Client]:
+async def nats_client(nats_server: NatsServer) -> AsyncIterator[Client]:
     """A connection to the shared broker, without streams or buckets of earlier tests."""
-    client = await connect(nats_url, "test")
+    client = await connect(nats_server.url, "test")
     js = client.jetstream()
     for stream in await js.streams_info():
         await js.delete_stream(stream.config.name or "")
+        await nats_server.forgotten(stream.config.name or "")
     yield client
     await client.close()
     await asyncio.sleep(0)  # lets the transport's close callbacks run inside this loop
