@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.common.keys import KeyRing
 from services.common.metrics import exposed
 from services.upload.domain import Upload
 from tests.rpc.upload_fixtures import CHUNK, FILE, TOTAL, Mesh, chunk, running
+from twotruths.upload.v1 import upload_service_pb2 as pb
 
 
 @pytest.fixture
@@ -73,6 +75,25 @@ async def test_a_flow_is_counted_step_by_step(mesh: Mesh) -> None:
         "upload_quota_refusals_total{QUOTA_OPEN_UPLOADS}": 1,
         "upload_duration_seconds_count{wifi}": 1,
     }
+
+
+async def test_appended_bytes_and_pieces_of_a_file_are_counted_once(mesh: Mesh) -> None:
+    first, second = [
+        (await mesh.alice.initiate(file_size=size, partial=True)).session_id for size in (2500, len(FILE) - 2500)
+    ]
+    await mesh.alice.append(first, 0, FILE[:1500])
+    checksum = hashlib.sha256(FILE[1500:2500]).hexdigest()
+    algorithm = pb.CHECKSUM_ALGORITHM_SHA256
+    await mesh.alice.append(first, 1500, FILE[1500:2500], checksum_algorithm=algorithm, checksum=checksum)
+    await mesh.alice.append(second, 0, FILE[2500:])
+    for piece in (first, second):
+        await mesh.alice.complete(piece)
+    await mesh.alice.concat(first, second)
+    counted = await scraped(mesh)
+    assert counted["upload_received_bytes_total"] == len(FILE)
+    assert counted["upload_parts_stored_total"] == 3 + 2
+    assert (counted["uploads_started_total"], counted["uploads_completed_total"]) == (3, 3)
+    assert "uploads_cancelled_total" not in counted
 
 
 async def test_sweeps_and_what_they_expire_are_counted(mesh: Mesh) -> None:

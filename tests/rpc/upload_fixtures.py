@@ -227,7 +227,8 @@ async def running(
         "upload_listen": "127.0.0.1:0",
         "upload_stall_seconds": 5,
         "upload_sweep_seconds": 0.05,
-        "upload_max_initiates_per_minute": 0,  # the tests of a worker share one broker and one alice
+        "upload_max_open": 0,  # the tests of a worker share one broker and one alice
+        "upload_max_initiates_per_minute": 0,
     }
     settings = UploadSettings(**(keys.settings() | defaults | changes))
     clock = Time()
