@@ -21,14 +21,14 @@ from services.upload.adapters.memory_events import MemoryEvents
 from services.upload.adapters.memory_parts import MemoryPartStore
 from services.upload.analytics import Analytics, Replays
 from services.upload.assembly import Assembly, Retention
-from services.upload.domain import DATA_LOST, INFECTED, NOT_SCANNED, Upload, UploadState
-from services.upload.grid import Part
+from services.upload.domain import DATA_LOST, INFECTED, NOT_SCANNED, Upload, UploadState, Whole
+from services.upload.grid import Grid, Part
 from services.upload.limits import Limits
 from services.upload.ports import Scanner
 from services.upload.quotas import Quotas, Usage
 from services.upload.reasons import Reason
 from services.upload.records import UploadRecords
-from services.upload.requests import NewClip, NewFile, new_upload
+from services.upload.requests import NewClip, NewFile, NewWhole, new_upload, new_whole, settled
 from services.upload.scanning import Quarantine
 from services.upload.service import Policy, UploadService
 from services.upload.sweeping import Sweep
@@ -172,9 +172,9 @@ async def test_an_upload_that_the_disk_refuses_does_not_keep_the_sweep_from_the_
     assert {s.upload async for s in house.parts.list_uploads()} == {broken, "broken.orphan"}
 
 
-async def store(house: House, key: str) -> None:
+async def store(house: House, key: str, body: bytes = BODY) -> None:
     file = house.root / "file"
-    file.write_bytes(BODY)
+    file.write_bytes(body)
     await house.objects.put_file(key, file)
 
 
@@ -271,6 +271,57 @@ async def test_a_file_that_is_never_scanned_is_given_up_when_its_upload_expires(
     failed = await guarded.record(key)
     assert (failed.state, failed.error_type) == (UploadState.FAILED, NOT_SCANNED)
     assert await objects(guarded) == set()
+
+
+async def cut_off_whole(house: House) -> tuple[str, list[str]]:
+    """An upload made of two partial ones, killed while their files were put into it."""
+    sources = []
+    for body in (BODY[:30], BODY[30:]):
+        file = NewFile("p", len(body), "video/mp4", partial=True)
+        source = settled(new_upload("alice", file, now=house.now, expiry=timedelta(hours=1)), Limits())
+        manifest = (Part(0, len(body), hashlib.sha256(body).hexdigest()),)
+        whole = Whole(len(body), manifest[0].sha256, body)
+        source = source.begin_assembly(manifest, "", house.now).complete(whole, f"uploads/{source.id}", house.now)
+        await house.uploads.create(owned_key("alice", source.id), source)
+        await store(house, source.object_key, body)
+        sources.append(source.id)
+    wanted = NewWhole(sources, "a.mp4", "video/mp4")
+    made = replace(new_whole("alice", wanted, now=house.now, expiry=timedelta(hours=1)), size=len(BODY))
+    made = replace(made, chunk_size=40)
+    key = owned_key("alice", made.id)
+    await house.uploads.create(key, made)
+
+    async def admit(reached: int) -> Grid:
+        return made.grid
+
+    async def count() -> None:
+        """Lets the bytes count."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield BODY[:50]
+
+    await house.parts.append_tail(key, made.grid, admit, pieces(), count)
+    return key, sources
+
+
+async def test_the_sweep_finishes_a_cut_off_concatenation_where_it_was(house: House) -> None:
+    key, sources = await cut_off_whole(house)
+    await house.sweep.run()
+    done = await house.record(key)
+    assert (done.state, done.sha256) == (UploadState.COMPLETED, DIGEST)
+    for id_ in sources:
+        assert await house.state(owned_key("alice", id_)) is UploadState.CANCELLED
+        with pytest.raises(NotFound):
+            await house.objects.stat(f"uploads/{id_}")
+
+
+async def test_a_concatenation_whose_source_is_gone_fails_instead_of_hanging(house: House) -> None:
+    key, sources = await cut_off_whole(house)
+    await house.objects.delete(f"uploads/{sources[1]}")
+    await house.sweep.run()
+    lost = await house.record(key)
+    assert (lost.state, lost.error_type) == (UploadState.FAILED, DATA_LOST)
+    assert [s async for s in house.parts.list_uploads()] == []
 
 
 class Rival(MemoryStateStore[Upload]):
