@@ -374,6 +374,7 @@ async def test_bytes_that_count_at_once_count_all_or_not_at_all(store: PartStore
     await append(store, BODY[:400])
     with pytest.raises(ValueError, match="wrong checksum"):
         await store.append_tail(UPLOAD, GRID, admit, pieces_of(bytes(1700)), refuse, at_once=True)
+    assert await append(store, b"", at=400) == 400
     assert (await numbers(store), await tail(store)) == ([], Tail(0, 400))
     assert await append(store, BODY[400:2100], at=400, at_once=True) == 2100
     assert (await numbers(store), await tail(store)) == ([0, 1], Tail(2, 100))

@@ -50,7 +50,8 @@ class Append:
         at_once: bool,
     ) -> None:
         self._folder, self._appender, self._run, self._grid, self._count = folder, appender, run, grid, count
-        self.known = known
+        self.known: Known | None = None
+        self._before = known
         self._at_once = at_once
         self._lazy = durable or at_once
         self._stored = Stored()
@@ -99,11 +100,11 @@ class Append:
         known = self.known
         if await self._appender.reach(number) or known is None:
             self._stored = await self._run(self._folder.stored)
-            tail = self._stored.tail_of(number)
-            if known is None or (known.number, known.length, known.count) != (number, tail, tail):
-                digest = await self._run(self._folder.digest, self._grid.bounds(number)[0], tail)
+            tail, before = self._stored.tail_of(number), self._before
+            if before is not None and (before.number, before.length, before.count) == (number, tail, tail):
+                digest = before.sha256
             else:
-                digest = known.sha256.copy()  # which stays as it was if these bytes will not count
+                digest = await self._run(self._folder.digest, self._grid.bounds(number)[0], tail)
             self.known = known = Known(number, tail, tail, digest)
         return known
 

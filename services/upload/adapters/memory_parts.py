@@ -112,7 +112,7 @@ class MemoryPartStore:
                     offset += len(view)
             if at_once:
                 await count()
-                for rest in [*waiting, b""]:
+                for rest in [b"", *waiting]:  # first what may be a whole part already
                     await self._extend(upload, stored, grid, rest, _agree)
             return stored.ledger().offset(grid)
 
