@@ -20,43 +20,44 @@ from tests.rpc.upload_fixtures import (  # noqa: F401  pytest finds fixtures by 
 
 
 async def test_a_player_finds_the_open_uploads_newest_first_page_by_page(mesh: Mesh) -> None:
-    assert await mesh.alice.list() == ([], "")
-    ids = [(await mesh.alice.initiate(file_size=100 + n)).session_id for n in range(5)]
-    clip = (await mesh.merge.batch(clips()[:1]))[0].session_id
+    player = mesh.newcomer()
+    assert await player.list() == ([], "")
+    ids = [(await player.initiate(file_size=100 + n)).session_id for n in range(5)]
     await mesh.mallory.initiate()
-    done = await mesh.alice.uploaded()
-    await mesh.alice.complete(done)
-    await mesh.alice.cancel(ids[2])
-    expected = [clip, ids[4], ids[3], ids[1], ids[0]]
-    assert await mesh.alice.list() == (expected, "")
-    first, token = await mesh.alice.list(page_size=2)
-    late = (await mesh.alice.initiate()).session_id
-    second, token = await mesh.alice.list(page_size=2, page_token=token)
-    third, token = await mesh.alice.list(page_size=2, page_token=token)
+    done = await player.uploaded()
+    await player.complete(done)
+    await player.cancel(ids[2])
+    expected = [ids[4], ids[3], ids[1], ids[0]]
+    assert await player.list() == (expected, "")
+    first, token = await player.list(page_size=2)
+    late = (await player.initiate()).session_id
+    second, token = await player.list(page_size=1, page_token=token)
+    third, token = await player.list(page_size=2, page_token=token)
     assert (first + second + third, token) == (expected, "")
-    assert (await mesh.alice.list(page_size=1))[0] == [late]
+    assert (await player.list(page_size=1))[0] == [late]
     for wrong in ("x", "é", "AAAA", "MjAyNg=="):
         with pytest.raises(InvalidArgument) as refusal:
-            await mesh.alice.list(page_token=wrong)
+            await player.list(page_token=wrong)
         assert refusal.value.violations[0].field == "page_token"
     with pytest.raises(PermissionDenied):
         await mesh.merge.list()
     mesh.clock.ahead = timedelta(days=2)
-    assert await mesh.alice.list() == ([], "")
+    assert await player.list() == ([], "")
 
 
 async def test_the_same_file_again_gives_the_open_upload(mesh: Mesh) -> None:
-    first = await mesh.alice.initiate(file_hash=DIGEST)
-    await mesh.alice.append(first.session_id, 0, FILE[:1500])
-    again = await mesh.alice.initiate(file_hash=DIGEST.upper(), request_id=uuid.uuid4().hex, chunk_size=500)
+    player = mesh.newcomer()
+    first = await player.initiate(file_hash=DIGEST)
+    await player.append(first.session_id, 0, FILE[:1500])
+    again = await player.initiate(file_hash=DIGEST.upper(), request_id=uuid.uuid4().hex, chunk_size=500)
     assert (again.session_id, again.chunk_size, again.upload_offset) == (first.session_id, 1000, 1500)
     for change in ({"file_size": 4301}, {"mime_type": "video/webm"}, {"file_hash": "a" * 64}, {"partial": True}):
-        other = await mesh.alice.initiate(**({"file_hash": DIGEST} | change))
+        other = await player.initiate(**({"file_hash": DIGEST} | change))
         assert other.session_id != first.session_id
     assert (await mesh.mallory.initiate(file_hash=DIGEST)).session_id != first.session_id
-    await mesh.alice.append(first.session_id, 1500, FILE[1500:])
-    await mesh.alice.complete(first.session_id)
-    assert (await mesh.alice.initiate(file_hash=DIGEST)).session_id != first.session_id
+    await player.append(first.session_id, 1500, FILE[1500:])
+    await player.complete(first.session_id)
+    assert (await player.initiate(file_hash=DIGEST)).session_id != first.session_id
 
 
 async def test_complete_under_one_request_id_is_one_request(mesh: Mesh) -> None:

@@ -184,11 +184,16 @@ class Mesh:
 
     def __init__(self, app: App, channel: grpc.aio.Channel, keys: KeyRing, root: Path, clock: Time) -> None:
         self.app, self.root, self.clock = app, root, clock
+        self._channel, self._keys = channel, keys
         self.alice = Caller(channel, keys.player_token("alice"))
         self.mallory = Caller(channel, keys.player_token("mallory"))
         self.reader = Caller(channel, keys.player_token("alice", scopes=["media:read"]))
         self.nobody = Caller(channel, "nonsense")
         self.merge = Caller(channel, ServiceTokens(keys.directory / "services.pem", "merge").token("upload"))
+
+    def newcomer(self) -> Caller:
+        """A player of whom nothing is known, whatever other tests left in the broker."""
+        return Caller(self._channel, self._keys.player_token(uuid.uuid4().hex))
 
     def stored_parts(self, session_id: str, owner: str = "alice") -> set[int]:
         """The chunk numbers that have a receipt on disk."""
