@@ -71,7 +71,7 @@ def clamd() -> Clamd:
 async def scan(clamd: Clamd, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Scan]:
     async with clamd.listening(tmp_path / "clamd.ctl" if request.param == "unix" else None) as address:
 
-        async def scanned(pieces: list[bytes] = BODY, timeout: float = 5) -> str:
+        async def scanned(pieces: list[bytes] = BODY, timeout: float = 30) -> str:
             async def body() -> AsyncIterator[bytes]:
                 for piece in pieces:
                     yield piece
@@ -142,7 +142,7 @@ async def test_a_clamd_that_is_not_there_is_not_clean(tmp_path: Path) -> None:
     async with Clamd().listening() as address:
         """Its port is free again."""
     for gone in (address, str(tmp_path / "nothing")):
-        await _refused(ClamdScanner(gone, timeout=5).scan(body()))
+        await _refused(ClamdScanner(gone, timeout=30).scan(body()))
 
 
 async def test_an_error_of_the_store_is_the_stores(scan: Scan) -> None:
