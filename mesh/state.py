@@ -50,6 +50,7 @@ class StateDirectory:
         self.keys = self.root / "keys"
         self.logs = self.root / "logs"
         self.nats = self.root / "nats"
+        # What runs with --s3 has records of its own, since they name files that are there and nowhere else.
         self.s3 = self.root / "s3"
         self._info = self.root / "mesh.json"
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import health, nats, ports, swift
-from mesh.errors import MeshError
 from mesh.ports import HOST
 from mesh.state import MeshInfo, StateDirectory
 from mesh.supervisor import ProcessSpec
@@ -80,17 +79,18 @@ class Topology:
 def plan(options: Options, state: StateDirectory) -> Topology:
     """Chooses ports, makes keys that are missing and writes the broker's configuration.
 
-    Raises MeshError when a port is taken, there is no NATS server to run, or the files of ``state`` are elsewhere.
+    Raises MeshError when a port is taken or there is no NATS server to run.
     """
-    _check_storage(state, s3=options.s3)
+    home = state.s3 if options.s3 else state.root
     workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
     external = nats.external_url()
     names = ["gateway", *SERVICES, *workers, *([] if external else ["nats"]), *(swift.NAMES if options.s3 else [])]
     chosen = ports.choose(names, free=options.free_ports, gateway=options.port)
     nats_url = external or f"nats://{HOST}:{chosen['nats']}"
-    server = _s3_server(state, chosen) if options.s3 else None
-    environment = _environment(state, chosen, nats_url, server.settings() if server else {})
-    broker = () if external else (_broker(state, chosen["nats"]),)
+    server = _s3_server(home, chosen) if options.s3 else None
+    storage_settings = {"data_dir": home / "data", **(server.settings() if server else {})}
+    environment = _environment(state, chosen, nats_url, storage_settings)
+    broker = () if external else (_broker(state, chosen["nats"], home / "nats"),)
     storage = (_storage(server),) if server else ()
     needs = tuple(spec.name for spec in (*broker, *storage))
     services = (
@@ -116,7 +116,6 @@ def _environment(
     """This process's environment, so that TWOTRUTHS_… settings reach the services, and what the mesh decides."""
     settings: dict[str, object] = {
         "nats_url": nats_url,
-        "data_dir": state.data,
         **KeyRing.create(state.keys).settings(),
         **storage,
         **{f"{name}_target": f"dns:///{HOST}:{chosen[name]}" for name in SERVICES},
@@ -126,10 +125,10 @@ def _environment(
     return {**ONE_MACHINE, **os.environ, **decided}
 
 
-def _broker(state: StateDirectory, port: int) -> ProcessSpec:
+def _broker(state: StateDirectory, port: int, store: Path) -> ProcessSpec:
     server = nats.find_server()
     config = state.root / "nats.conf"
-    nats.write_config(config, port=port, store=state.nats)
+    nats.write_config(config, port=port, store=store)
     return ProcessSpec(
         name="nats",
         command=(str(server), "-c", str(config)),
@@ -138,17 +137,9 @@ def _broker(state: StateDirectory, port: int) -> ProcessSpec:
     )
 
 
-def _check_storage(state: StateDirectory, *, s3: bool) -> None:
-    """The records of a state directory name files that are where they were put. Raises MeshError."""
-    if not s3 and state.s3.exists():
-        raise MeshError(f"{state.root} keeps its files in S3: use --s3, or another directory with --state")
-    if s3 and not state.s3.exists() and (state.data / "objects").exists():
-        raise MeshError(f"{state.root} keeps its files in a directory: leave out --s3, or use another --state")
-
-
-def _s3_server(state: StateDirectory, chosen: Mapping[str, int]) -> SwiftServer:
+def _s3_server(home: Path, chosen: Mapping[str, int]) -> SwiftServer:
     swift.require_installed()
-    return SwiftServer(state.s3, tuple(chosen[name] for name in swift.NAMES))
+    return SwiftServer(home / "swift", tuple(chosen[name] for name in swift.NAMES))
 
 
 def _storage(server: SwiftServer) -> ProcessSpec:

@@ -12,13 +12,13 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
 
 from mesh.health import http, until_healthy
+from mesh.ports import choose
 from mesh.swift import NAMES, SwiftServer
 from services.common.adapters.jetstream import connect
 from services.common.adapters.s3_bucket import S3Bucket, open_bucket
@@ -122,10 +122,9 @@ class S3Server:
     """A real S3 server (OpenStack Swift) that a test may kill and start again on the same ports and files."""
 
     def __init__(self, folder: Path) -> None:
-        with ExitStack() as stack:
-            free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in NAMES]
-            ports = tuple(listener.getsockname()[1] for listener in free)
-        self.server = SwiftServer(folder, ports)
+        # Below the ephemeral range: nobody gets one of them while the server is away.
+        ports = choose(NAMES, free=True, gateway=None)
+        self.server = SwiftServer(folder, tuple(ports[name] for name in NAMES))
         self._log = folder.with_suffix(".log")
         self._process: subprocess.Popen[bytes] | None = None
 

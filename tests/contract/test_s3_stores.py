@@ -19,7 +19,7 @@ import pytest
 
 from services.common.adapters.s3_bucket import PIECE, Multipart, S3Bucket, open_bucket
 from services.common.adapters.s3_objects import S3ObjectStore
-from services.common.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
+from services.common.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from services.common.settings import CommonSettings
 from services.upload.adapters.s3_parts import S3PartStore
 from services.upload.domain import Whole
@@ -234,9 +234,14 @@ async def test_two_upload_services_may_store_and_assemble_the_same(
 async def test_of_two_upload_services_that_append_one_is_acknowledged_and_its_bytes_stay(
     s3_bucket: S3Bucket, s3_settings: dict[str, object]
 ) -> None:
-    grid = Grid(1000, 1000)
+    grid, both = Grid(1000, 1000), asyncio.Barrier(2)
 
     async def admit(_: int) -> Grid:
+        return grid
+
+    async def admit_both(offset: int) -> Grid:
+        assert offset == 4
+        await both.wait()
         return grid
 
     async def count() -> None:
@@ -246,13 +251,13 @@ async def test_of_two_upload_services_that_append_one_is_acknowledged_and_its_by
         stores = part_store(s3_bucket), part_store(other)
         await stores[0].append_tail(UPLOAD, grid, admit, pieces_of(b"base"), count)
         outcomes = await asyncio.gather(
-            stores[0].append_tail(UPLOAD, grid, admit, pieces_of(b"aaa"), count),
-            stores[1].append_tail(UPLOAD, grid, admit, pieces_of(b"bbbb"), count),
+            stores[0].append_tail(UPLOAD, grid, admit_both, pieces_of(b"aaa"), count),
+            stores[1].append_tail(UPLOAD, grid, admit_both, pieces_of(b"bbbb"), count),
             return_exceptions=True,
         )
         reached = [outcome for outcome in outcomes if isinstance(outcome, int)]
         assert len(reached) <= 1
-        assert all(isinstance(o, AlreadyExists) for o in outcomes if not isinstance(o, int))
+        assert all(isinstance(o, AlreadyExists | Aborted) for o in outcomes if not isinstance(o, int))
         length = max(reached, default=4)
         assert (await stores[1].list_parts(UPLOAD, grid)).tail == Tail(0, length)
         with pytest.raises(AlreadyExists):
@@ -285,6 +290,35 @@ async def test_reads_that_are_given_up_hold_no_connection(
             async with aclosing(objects.read("videos/1")) as pieces:
                 assert await anext(pieces)
         assert (await objects.stat("videos/1")).size == 4_000_000
+
+
+async def test_bytes_are_never_put_behind_those_that_another_service_appended_meanwhile(
+    s3_bucket: S3Bucket, s3_settings: dict[str, object]
+) -> None:
+    grid = Grid(1000, 10)
+
+    async def count() -> None:
+        """Lets appended bytes count."""
+
+    async with another(s3_settings) as other:
+        first, second = part_store(s3_bucket), part_store(other)
+
+        async def admit(_: int) -> Grid:
+            return grid
+
+        async def race(length: int) -> None:
+            async def admit_late(_: int) -> Grid:
+                await second.append_tail(UPLOAD, grid, admit, pieces_of(b"b" * length), count)
+                return grid
+
+            await first.append_tail(UPLOAD, grid, admit_late, pieces_of(b"a" * 20), count)
+
+        for length, reached in ((4, 4), (3, 7), (8, 15)):
+            with pytest.raises((Aborted, AlreadyExists)):
+                await race(length)
+            assert (await first.list_parts(UPLOAD, grid)).offset(grid) == reached
+        body = b"b" * 10
+        assert (await put(first, 0, body, grid)).existed
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ async def test_a_killed_s3_server_comes_back_and_the_video_is_made_and_streamed(
         (tmp_path / "video.mp4").write_bytes(whole.body)
         assert_exact(tmp_path / "video.mp4", merged["segments"])
         assert await stored(own) == {"uploads": 3, "merges": 3, "videos": 1}
-        assert not (own.state.data / "objects").exists()
+        assert not (own.state.s3 / "data" / "objects").exists()
         assert own.interrupt() == 0
     finally:
         own.close()

@@ -14,15 +14,17 @@ from mesh.swift import SwiftServer
 from mesh.topology import Options
 
 
-def test_one_state_directory_keeps_its_files_in_one_place(tmp_path: Path) -> None:
-    state = StateDirectory(tmp_path / "one")
-    (state.data / "objects").mkdir(parents=True)
-    with pytest.raises(MeshError, match="keeps its files in a directory: leave out --s3"):
-        topology.plan(Options(state.root, 1, free_ports=True, s3=True), state)
-    other = StateDirectory(tmp_path / "other")
-    other.s3.mkdir(parents=True)
-    with pytest.raises(MeshError, match="keeps its files in S3: use --s3"):
-        topology.plan(Options(other.root, 1, free_ports=True), other)
+def test_records_that_name_files_in_s3_and_those_that_name_local_files_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NATS_URL", raising=False)
+    state = StateDirectory(tmp_path)
+    places = set()
+    for s3 in (True, False):
+        planned = topology.plan(Options(state.root, 1, free_ports=True, s3=s3), state)
+        places.add(planned.specs[-1].environment["TWOTRUTHS_DATA_DIR"])
+        assert (tmp_path / "nats.conf").read_text().count(f'"{state.s3}/nats"' if s3 else f'"{state.nats}"') == 1
+    assert places == {str(state.s3 / "data"), str(state.data)}
 
 
 def test_every_process_is_told_where_the_bucket_is_and_waits_for_it(

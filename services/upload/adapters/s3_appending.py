@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
+from services.common.errors import Aborted
 from services.upload.adapters.s3_folder import Candidate, Draft, S3Folder
 from services.upload.adapters.settle import settled
 from services.upload.adapters.turns import Appender
 from services.upload.grid import Grid, Tail, conflict
 from services.upload.ports import Counting
+from services.upload.reasons import Reason
 
 Run = Callable[..., Awaitable[Any]]
 """Runs a blocking call in the store's threads."""
@@ -48,7 +50,7 @@ class S3Append:
     async def receive(self, offset: int, tail: Tail | None, pieces: AsyncIterator[bytes]) -> None:
         """Takes the pieces, which begin at ``offset``, where the tail ends if there is one."""
         if tail is not None:
-            await self._reach(tail.number)
+            await self._reach(tail.number, tail.length)
             await self._make_part()  # as it may be when the length was told only now
         try:
             while (piece := await self._appender.turn.next(pieces)) is not None:
@@ -64,9 +66,9 @@ class S3Append:
 
     async def _take(self, number: int, view: memoryview, offset: int) -> None:
         """Gathers bytes of one part, or compares them when it is stored."""
-        draft = await self._reach(number)
+        within = offset - number * self._grid.chunk_size
+        draft = await self._reach(number, within)
         if draft is None:
-            within = offset - number * self._grid.chunk_size
             if view != memoryview(self._stored)[within : within + len(view)]:
                 raise conflict(number)
             return
@@ -78,13 +80,17 @@ class S3Append:
         draft.body.write(piece)
         draft.length += len(piece)
 
-    async def _reach(self, number: int) -> Draft | None:
-        """Holds the part; answers where its bytes gather, or None when it is stored."""
+    async def _reach(self, number: int, within: int) -> Draft | None:
+        """Holds the part; answers where its bytes gather, or None when it is stored. Raises Aborted
+        (CHUNK_SUPERSEDED) when the tail does not end ``within`` it: another process appended meanwhile."""
         if await self._appender.reach(number):
             found = [c async for c in self._folder.candidates(number)]
             part = next((c for c in found if c.sha256), None)
             self._stored = await self._folder.body(part) if part else b""
             self._draft = None if part else await self._begin(number, found)
+        if self._draft is not None and self._draft.length != within:
+            self._draft = None
+            raise Aborted("a newer writer of the upload's end took over", reason=Reason.CHUNK_SUPERSEDED)
         return self._draft
 
     async def _begin(self, number: int, tails: list[Candidate]) -> Draft:
