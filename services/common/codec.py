@@ -8,6 +8,8 @@ values are the proto names; digests are hex strings; times are aware datetimes; 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from google.protobuf import json_format
@@ -36,21 +38,31 @@ def parsed(message: type[M], data: bytes) -> M:
 
 
 class RecordCodec(Generic[T]):
-    """The codec of dataclass ``T`` kept as ``message``. Unknown fields of newer records are dropped on decode."""
+    """The codec of dataclass ``T`` kept as ``message``. Unknown fields of newer records are dropped on decode.
 
-    def __init__(self, type_: type[T], message: type[Message]) -> None:
+    ``remember``: how many decoded values are kept for records that are read again and again; only for values
+    that nobody changes.
+    """
+
+    def __init__(self, type_: type[T], message: type[Message], *, remember: int = 0) -> None:
         names = {f.name for f in dataclasses.fields(type_)}  # type: ignore[arg-type]  # T is a dataclass
         missing = names - {f.name for f in message.DESCRIPTOR.fields}
         if missing:
             raise TypeError(f"{message.DESCRIPTOR.full_name} lacks {', '.join(sorted(missing))}")
         self._adapter = TypeAdapter(type_)
         self._message = message
+        self._decoded: Callable[[bytes], T] = (
+            functools.lru_cache(remember)(self._decode) if remember else self._decode
+        )
 
     def encode(self, value: T) -> bytes:
         record = json_format.ParseDict(self._adapter.dump_python(value, mode="json"), self._message())
         return record.SerializeToString(deterministic=True)
 
     def decode(self, data: bytes) -> T:
+        return self._decoded(bytes(data))
+
+    def _decode(self, data: bytes) -> T:
         record = parsed(self._message, data)
         fields = json_format.MessageToDict(
             record, preserving_proto_field_name=True, always_print_fields_with_no_presence=True

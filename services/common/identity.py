@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ INTERNAL_SCOPE = "internal"
 _MAX_TOKEN = 8192
 _MAX_KEY_ID = 128
 _LEEWAY_SECONDS = 10
+_REMEMBERED = 1024
 _YEAR_10000 = 253_402_300_800
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,15 @@ def service_audience(service: str) -> str:
     return f"twotruths.{service}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """Claims of a token, and the key that verified it."""
+
+    key_id: str
+    key: jwt.PyJWK
+    claims: dict[str, Any]
+
+
 class TokenVerifier:
     """Verifies bearer tokens for one service."""
 
@@ -46,6 +57,7 @@ class TokenVerifier:
     ) -> None:
         self._algorithm = algorithm
         self._issuers = {issuer: (players, audience), SERVICE_ISSUER: (services, service_audience(service))}
+        self._verified: dict[str, _Verified] = {}
 
     @classmethod
     def from_settings(cls, settings: CommonSettings, service: str) -> TokenVerifier:
@@ -79,6 +91,20 @@ class TokenVerifier:
         return Principal(claims["sub"], _scopes(claims) - {INTERNAL_SCOPE})
 
     async def _claims(self, token: str) -> dict[str, Any]:
+        """The token's claims. A phone sends the same token with every chunk: its signature is verified once, as
+        long as it has not expired and its key is the one that it was verified with."""
+        known = self._verified.get(token)
+        if known is not None and known.claims["exp"] > time.time() - _LEEWAY_SECONDS:
+            keys, _ = self._issuers[known.claims["iss"]]
+            if await keys.key(known.key_id) is known.key:
+                return known.claims
+        found = await self._verify(token)
+        if len(self._verified) >= _REMEMBERED:
+            self._verified.clear()
+        self._verified[token] = found
+        return found.claims
+
+    async def _verify(self, token: str) -> _Verified:
         unverified = jwt.api_jws.decode_complete(token, options={"verify_signature": False})
         header, payload = unverified["header"], json.loads(unverified["payload"], object_pairs_hook=_unique)
         key_id, issuer = header.get("kid"), payload.get("iss") if isinstance(payload, dict) else None
@@ -100,7 +126,7 @@ class TokenVerifier:
             options={"require": ["exp", "iss", "aud", "sub"], "strict_aud": True},
         )
         _check(claims)
-        return claims
+        return _Verified(key_id, key, claims)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

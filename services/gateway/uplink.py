@@ -13,7 +13,7 @@ from services.gateway import problems
 from services.gateway.outcome import Outcome
 from services.gateway.problems import Problem
 
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 512 << 10
 # A phone may need minutes for a piece. What came is passed on after this long all the same, or the upload service
 # would take the call for one whose client is gone.
 HELD_SECONDS = 1.0

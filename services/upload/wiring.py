@@ -143,7 +143,9 @@ async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:
     client = await connect(settings.nats_url, "upload")
     stack.push_async_callback(client.close)
     replicas = settings.nats_replicas
-    uploads = JetStreamStateStore(client, BUCKET, RecordCodec(Upload, record_pb2.UploadRecord), replicas=replicas)
+    uploads = JetStreamStateStore(
+        client, BUCKET, RecordCodec(Upload, record_pb2.UploadRecord, remember=256), replicas=replicas
+    )
     usages = JetStreamStateStore(client, QUOTAS, RecordCodec(Usage, record_pb2.QuotaRecord), replicas=replicas)
     await uploads.ensure()
     await usages.ensure()

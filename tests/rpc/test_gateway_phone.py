@@ -133,7 +133,7 @@ async def test_a_large_chunk_reaches_the_service_in_pieces(world: World) -> None
     url = f"/api/v1/upload/{upload.session_id}/chunk/0"
     await answer(world.call("POST", url, data=chunk_form(content)))
     assert world.uploads.chunks[upload.session_id][0] == content
-    assert max(world.uploads.pieces) <= 256 << 10
+    assert max(world.uploads.pieces) <= uplink.PIECE_BYTES
     assert len(world.uploads.pieces) <= 6
 
 

@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 
 from services.common.errors import InvalidArgument, ResourceExhausted, Unavailable
 from services.common.keys import KeyRing
+from services.gateway import uplink
 from tests.rpc.gateway_world import World, connection, open_world
 from twotruths.upload.v1 import upload_pb2
 
@@ -382,5 +383,5 @@ async def test_a_large_body_passes_in_pieces(world: World) -> None:
     content = bytes(range(256)) * 4000 + b"end"
     upload = world.uploads.add("alice", "a.mp4", len(content), 100_000, mime_type="video/mp4")
     await patch(world, URL + upload.session_id, 0, content)
-    assert max(world.uploads.pieces) <= 256 << 10
+    assert max(world.uploads.pieces) <= uplink.PIECE_BYTES
     assert upload_of(world, URL + upload.session_id).file_hash == hashlib.sha256(content).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
@@ -227,11 +228,20 @@ async def test_a_service_token_serves_one_audience_and_is_made_once(keys: KeyRin
 async def test_a_retired_key_stops_counting_and_its_successor_starts(tmp_path: Path) -> None:
     old, new = KeyRing.create(tmp_path / "old"), KeyRing.create(tmp_path / "new")
     verifier = TokenVerifier.from_settings(CommonSettings(**old.settings()), service="upload")
-    assert (await verifier.verify(old.player_token("alice"))).subject == "alice"
+    token = old.player_token("alice")
+    assert (await verifier.verify(token)).subject == "alice"
     (new.directory / "players.jwks.json").replace(old.directory / "players.jwks.json")
     with pytest.raises(Unauthenticated):
-        await verifier.verify(old.player_token("alice"))
+        await verifier.verify(token)
     assert (await verifier.verify(new.player_token("alice"))).subject == "alice"
+
+
+async def test_a_token_that_was_good_is_refused_once_it_has_expired(forge: Forge, verifier: TokenVerifier) -> None:
+    almost = forge.token(forge.claims(exp=time.time() - 9))  # ten seconds of grace
+    assert (await verifier.verify(almost)).subject == "alice"
+    await asyncio.sleep(1.1)
+    with pytest.raises(Unauthenticated):
+        await verifier.verify(almost)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"keys": 1}'])

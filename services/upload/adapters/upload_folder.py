@@ -27,6 +27,8 @@ DATA = "data"
 _RECEIPT = re.compile(r"^(\d+)-([0-9a-f]{64})$")
 _TAIL = re.compile(r"^tail-(\d+)-(\d+)$")
 _SLICE = 1 << 20
+_EMPTY = "empty"
+_NO_LINKS = (errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EXDEV)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -107,11 +109,28 @@ class UploadFolder:
         with _storage_errors():
             if self._durable:
                 os.fdatasync(self._data)
-            os.close(os.open(receipt, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=self._directory))
+            self._make(receipt)
             if self._durable:
                 os.fsync(self._directory)
             if tail:
                 os.unlink(f"tail-{part.number}-{tail}", dir_fd=self._directory)
+
+    def _make(self, receipt: str) -> None:
+        """An empty file of this name that must not exist: one more name for the same empty file, where the file
+        system lets us, for a new inode costs ext4 a third of a millisecond."""
+        directory = self._directory
+        for _ in range(2):
+            try:
+                os.link(_EMPTY, receipt, src_dir_fd=directory, dst_dir_fd=directory)
+            except FileNotFoundError:
+                os.close(os.open(_EMPTY, os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=directory))
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                break
+            else:
+                return
+        os.close(os.open(receipt, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=directory))
 
     def extend(self, number: int, before: int, length: int) -> None:
         """Lets the first ``length`` bytes of this part be the tail, of which ``before`` bytes were."""
