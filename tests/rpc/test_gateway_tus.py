@@ -326,7 +326,7 @@ async def test_a_connection_that_only_seems_alive_does_not_hold_an_upload(world:
         offset = int(state["Upload-Offset"])
         assert offset in {0, 7}
         with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
+            assert await asyncio.wait_for(reader.read(), 10) == b""
         await patch(world, url, offset, CONTENT[offset:])
     assert upload_of(world, url).status == upload_pb2.UPLOAD_STATUS_COMPLETED
 
