@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bench import servers
 from bench.servers import Server
@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each pair is measured")
     rounds = parser.parse_args().rounds
     RESULTS.parent.mkdir(exist_ok=True)
-    table = Table("name", "ours", "peer", "ratio", "unit", "target", "")
+    table = Table(Column("name", min_width=36), "ours", "peer", "ratio", "unit", "target", "")
     with RESULTS.open("w") as lines:
         for result in measure(rounds):
             line = asdict(result)
