@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.adapters.s3_bucket import open_bucket
+from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -28,8 +31,10 @@ from services.common.errors import (
     ServiceError,
 )
 from services.common.objects import ObjectStore
+from services.common.settings import CommonSettings
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.memory_parts import MemoryPartStore
+from services.upload.adapters.s3_parts import S3PartStore
 from services.upload.domain import Whole
 from services.upload.grid import Grid, Part, Tail
 from services.upload.ports import PartStore
@@ -87,6 +92,27 @@ class DirectoryBackend:
     async def close(self) -> None:
         self._store.__exit__(None, None, None)
         shutil.rmtree(self._root)
+
+
+class S3Backend:
+    """A bucket, opened again at a restart. A subclass says in ``settings`` where it is."""
+
+    settings: ClassVar[dict[str, object]]
+
+    async def start(self) -> None:
+        self._stack = AsyncExitStack()
+        bucket = await self._stack.enter_async_context(open_bucket(CommonSettings.model_validate(self.settings)))
+        files = S3ObjectStore(bucket)
+        self.objects: ObjectStore = files
+        self.parts: PartStore = self._stack.enter_context(S3PartStore(bucket, files))
+
+    async def restart(self) -> None:
+        await self._stack.aclose()
+        await self.start()
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+        await asyncio.sleep(0)  # lets the transports' close callbacks run
 
 
 class Broken(Exception):
@@ -320,6 +346,8 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         """Bytes at the end: right or with a wrong byte, broken off, beyond the file's end, not agreed to."""
         upload = self.touch(which)
+        # What is left of a part that is refused when its last byte came is for the store to say.
+        agreed = agreed or not at_once
         offset = upload.offset
         data = upload.body[offset : offset + length]
         data = data if wrong is None or not data else flipped(data, wrong)
