@@ -97,9 +97,10 @@ class PartStore(Protocol):
         """Stores bytes at the end of what is stored without a gap, and answers the offset reached.
 
         Awaits ``admit`` with the offset, then takes ``pieces`` as they come, cut on the grid. Each piece that was
-        taken counts as the tail and survives a kill, also when ``pieces`` raises later. A tail that reaches its
-        part's length becomes the part, after ``count`` was awaited (a piece that ``count`` refuses need not stay);
-        so it does without any piece. Bytes for a part that is stored already must be that part's, and write nothing.
+        taken counts as the tail, also when ``pieces`` raises later, and survives a kill: at the latest when this
+        returns or raises. A tail that reaches its part's length becomes the part, after ``count`` was awaited (a
+        piece that ``count`` refuses need not stay); so it does without any piece. Bytes for a part that is stored
+        already must be that part's, and write nothing.
 
         ``at_once``: no byte counts until ``pieces`` ended and ``count``, awaited once, agreed.
 

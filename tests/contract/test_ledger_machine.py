@@ -38,5 +38,5 @@ def test_random_steps_make_no_difference_on_s3(s3_settings: dict[str, object]) -
     class Machine(LedgerMachine):
         backends = (MemoryBackend, Bucket)
 
-    live(Machine, lives=2, steps=40)
-    assert Machine.steps >= 40
+    live(Machine, lives=2, steps=16)  # each takes some requests to a server that is in no hurry
+    assert Machine.steps >= 16
