@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
+import mesh.launch
 from mesh.health import http, until_healthy
 from mesh.ports import choose
 from mesh.swift import NAMES, SwiftServer
@@ -140,7 +141,10 @@ class S3Server:
 
     def _run(self) -> None:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self.server.command(), stdout=log, stderr=log, start_new_session=True)
+            # It goes when this process does, also when that is killed.
+            launcher = (sys.executable, "-I", "-S", mesh.launch.__file__, str(os.getpid()))
+            command = (*launcher, *self.server.command())
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def kill(self) -> None:
         """SIGKILL, to all its processes."""
