@@ -256,7 +256,8 @@ def main() -> None:
                 "" if value is None else f"{value:.2f}" for value in (result.ours, result.peer, result.ratio)
             ]
             table.add_row(result.name, *numbers, result.unit, bound, "met" if result.met else "missed")
-    Console().print(table)
+    console = Console()
+    console.print(table, width=max(console.width, 110), no_wrap=True, crop=False)
 
 
 if __name__ == "__main__":
