@@ -113,7 +113,7 @@ class Assembly:
             await self._quarantine.inspect(stored_as)
         except DigestRefused as refusal:
             actual = refusal.actual
-            await mutate(self._uploads, key, lambda u: u.reopen(self._clock()))
+            await mutate(self._uploads, key, lambda u: u.reopen(self._clock(), upload.claimed_sha256))
         except TypeRefused:
             await self._fail(key, TYPE_MISMATCH, f"the file does not begin like a file of type {upload.mime_type}")
         except Infected as found:
@@ -132,7 +132,7 @@ class Assembly:
 
     async def _complete(self, key: str, whole: Whole) -> None:
         entry = await mutate(self._uploads, key, lambda u: u.complete(whole, object_key(u), self._clock()))
-        await self._parts.discard(key)
+        await self._discard_ended(key, entry)
         if entry is not None and entry.value.state is UploadState.COMPLETED:
             await self._release(entry.value)
             await self._analytics.completed(key, entry.value)
@@ -188,8 +188,13 @@ class Assembly:
         entry = await mutate(
             self._uploads, key, lambda u: u.fail(error_type, message, self._clock()), ttl=self.ttl
         )
-        await self._parts.discard(key)
+        await self._discard_ended(key, entry)
         return entry
+
+    async def _discard_ended(self, key: str, entry: Entry[Upload] | None) -> None:
+        """Removes the parts, unless another replica has opened the upload again: then its owner goes on."""
+        if entry is None or entry.value.state not in {UploadState.OPEN, UploadState.ASSEMBLING}:
+            await self._parts.discard(key)
 
 
 def object_key(upload: Upload) -> str:

@@ -204,9 +204,10 @@ class Upload:
         """Whether the file's digest is not the one that initiate promised or a complete call claimed (if any)."""
         return any(expected not in {"", actual} for expected in (self.promised_sha256, claimed))
 
-    def reopen(self, now: datetime) -> Upload:
-        """Back to open: the complete call that claimed another digest was wrong, the parts may be right."""
-        if self.state is not UploadState.ASSEMBLING:
+    def reopen(self, now: datetime, claimed: str) -> Upload:
+        """Back to open: the complete call that claimed this digest was wrong, the parts may be right. One that is
+        assembled by now for another claim stays as it is."""
+        if self.state is not UploadState.ASSEMBLING or self.claimed_sha256 != claimed:
             return self
         return replace(
             self, state=UploadState.OPEN, manifest=(), claimed_sha256="", complete_request_id="", updated_at=now

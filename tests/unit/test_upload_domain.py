@@ -123,12 +123,13 @@ def test_an_upload_goes_from_open_over_assembling_to_completed_and_stays() -> No
     assembling = an_upload().begin_assembly(manifest, HASH, NOW)
     assert (assembling.state, assembling.manifest) == (UploadState.ASSEMBLING, manifest)
     assert assembling.begin_assembly((), "", NOW) is assembling
-    assert assembling.reopen(NOW).state is UploadState.OPEN
-    assert assembling.reopen(NOW).claimed_sha256 == ""
+    assert assembling.reopen(NOW, HASH).state is UploadState.OPEN
+    assert assembling.reopen(NOW, HASH).claimed_sha256 == ""
+    assert assembling.reopen(NOW, "0" * 64) is assembling
     done = assembling.complete(Whole(2500, HASH, MP4), "uploads/x", NOW)
     assert (done.state, done.sha256, done.completed_at) == (UploadState.COMPLETED, HASH, NOW)
     assert done.fail("e", "m", NOW) is done
-    assert done.reopen(NOW) is done
+    assert done.reopen(NOW, HASH) is done
     assert done.expire(NOW + timedelta(days=9)) is done
     with pytest.raises(FailedPrecondition) as refusal:
         done.cancel(NOW)

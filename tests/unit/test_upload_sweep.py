@@ -348,3 +348,25 @@ async def test_a_batch_that_loses_one_id_to_a_rival_takes_the_others_back(tmp_pa
     for index in (0, 2):
         with pytest.raises(NotFound):
             await house.service.get(clips[index].id, "alice")
+
+
+class ReopeningScanner(SteeredScanner):
+    """While it scans, another replica opens the upload again."""
+
+    def __init__(self, uploads: MemoryStateStore[Upload], found: str) -> None:
+        self.uploads, self.found, self.key = uploads, found, ""
+
+    async def scan(self, pieces: AsyncIterator[bytes]) -> str:
+        await mutate(self.uploads, self.key, lambda u: u.reopen(u.updated_at, DIGEST))
+        return await super().scan(pieces)
+
+
+@pytest.mark.parametrize("found", ["", "Test.Virus"])
+async def test_an_upload_that_another_replica_opened_again_keeps_its_parts(tmp_path: Path, found: str) -> None:
+    scanner = ReopeningScanner(MemoryStateStore[Upload](), found)
+    house = House(tmp_path, scanner.uploads, scanner)
+    scanner.key = await house.cut_off()
+    await house.sweep.run()
+    reopened = await house.record(scanner.key)
+    assert reopened.state is UploadState.OPEN
+    assert len((await house.parts.list_parts(scanner.key, reopened.grid)).parts) == 1

@@ -73,7 +73,7 @@ class S3Folder:
     async def add(self, draft: Draft) -> bool:
         """Stores a part or a tail, in the place of the tails that it begins with; answers whether it is a part
         that was there already. Raises AlreadyExists (CHUNK_CONFLICT)."""
-        others = await self._agreeing(draft)
+        others, key = await self._agreeing(draft), ""
         existed = any(c.sha256 for c in others)
         if not existed:
             key = f"{self._path}{draft.number}-{draft.sha256 or 'tail'}-{secrets.token_hex(8)}"
@@ -87,7 +87,10 @@ class S3Folder:
                     await self._bucket.delete(key)
                 raise
             others = [c for c in others if c.key != key]
-        await self._delete([c.key for c in others if not c.sha256 and c.size <= draft.length])
+        # Of writers of the same tail the one with the least key keeps it: else each would remove the others'.
+        least = key if not existed and not draft.sha256 else ""
+        within = [c for c in others if not c.sha256 and c.size <= draft.length]
+        await self._delete([c.key for c in within if c.size < draft.length or c.key > least])
         return existed
 
     async def _agreeing(self, draft: Draft) -> list[Candidate]:
