@@ -48,9 +48,9 @@ class StateStore(Protocol[T]):
     async def delete(self, key: str, revision: int) -> None:
         """Removes the record read at ``revision``. Raises RevisionConflict; a missing key is one."""
 
-    def list(self, prefix: str = "") -> AsyncIterator[Entry[T]]:
+    def list(self, prefix: str = "", *, unread: Callable[[str], None] | None = None) -> AsyncIterator[Entry[T]]:
         """The records whose key begins with the whole tokens of ``prefix`` ("" is all), in any order. One that
-        cannot be read is logged and left out."""
+        cannot be read is logged and left out; ``unread`` is told its key."""
 
 
 def owner_prefix(owner: str) -> str:

@@ -24,6 +24,7 @@ from services.upload.ports import Hints, PartStore, Staged, UploadStore
 
 log = logging.getLogger(__name__)
 
+_FILES = "uploads/"
 _OBJECTS_EVERY = timedelta(hours=1)  # to list a bucket costs more than to list the records
 
 
@@ -76,7 +77,8 @@ class Sweep:
         files = await self._list_objects(now)
         due: list[tuple[str, Upload]] = []
         states: dict[str, UploadState] = {}
-        async for entry in self._uploads.list():
+        unread: list[str] = []
+        async for entry in self._uploads.list(unread=unread.append):
             states[object_key(entry.value)] = entry.value.state
             if entry.value.due(now):
                 due.append((entry.key, entry.value))
@@ -87,7 +89,9 @@ class Sweep:
         async for staged in self._parts.list_uploads():
             with _left_for_later(staged.upload):
                 parts += await self._tidy(staged, now)
-        return Swept(parts, await self._clear(files, states, now))
+        # A record that cannot be read, a newer process's for example, has a file all the same.
+        theirs = {f"{_FILES}{key.rpartition('.')[2]}" for key in unread}
+        return Swept(parts, await self._clear([key for key in files if key not in theirs], states, now))
 
     async def _tend(self, key: str, upload: Upload) -> None:
         if upload.state is UploadState.ASSEMBLING or (upload.gathers and not upload.ended(self._clock())):
@@ -109,7 +113,7 @@ class Sweep:
         if self._looked_at is not None and now - self._looked_at < min(self._grace / 4, _OBJECTS_EVERY):
             return []
         self._looked_at = now
-        return [info.key async for info in self._objects.list("uploads/")]
+        return [info.key async for info in self._objects.list(_FILES)]
 
     async def _clear(self, files: list[str], states: dict[str, UploadState], now: datetime) -> int:
         """Removes finished files whose upload came to nothing, and after the grace period those without one."""

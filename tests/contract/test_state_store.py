@@ -169,7 +169,9 @@ async def test_a_record_that_cannot_be_read_hides_no_other_and_stops_nobody(nats
     await store.ensure()
     await nats_client.jetstream().publish("$KV.notes.a.new", b"of a newer process")
     created = await store.create("a.1", Note("one"))
-    assert [entry async for entry in store.list()] == [created]
+    unread: list[str] = []
+    assert [entry async for entry in store.list(unread=unread.append)] == [created]
+    assert unread == ["a.new"]
     feed = JetStreamChangeFeed(nats_client, "notes", "reader", NoteCodec())
     await feed.ensure()
     changes = [await feed.next(5), await feed.next(5)]

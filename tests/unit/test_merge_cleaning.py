@@ -60,7 +60,9 @@ class CountedSessions(MemoryStateStore[Session]):
         super().__init__(now)
         self.swept = asyncio.Semaphore(0)
 
-    async def list(self, prefix: str = "") -> AsyncIterator[Entry[Session]]:
+    async def list(
+        self, prefix: str = "", *, unread: Callable[[str], None] | None = None
+    ) -> AsyncIterator[Entry[Session]]:
         self.swept.release()
         async for entry in super().list(prefix):
             yield entry

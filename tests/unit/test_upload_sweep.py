@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -370,3 +370,30 @@ async def test_an_upload_that_another_replica_opened_again_keeps_its_parts(tmp_p
     reopened = await house.record(scanner.key)
     assert reopened.state is UploadState.OPEN
     assert len((await house.parts.list_parts(scanner.key, reopened.grid)).parts) == 1
+
+
+class NewerProcess(MemoryStateStore[Upload]):
+    """A store in which one record is one that this process cannot read."""
+
+    newer = ""
+
+    async def list(
+        self, prefix: str = "", *, unread: Callable[[str], None] | None = None
+    ) -> AsyncIterator[Entry[Upload]]:
+        async for entry in super().list(prefix):
+            if entry.key != self.newer:
+                yield entry
+            elif unread is not None:
+                unread(entry.key)
+
+
+async def test_the_file_of_a_record_that_cannot_be_read_stays(tmp_path: Path) -> None:
+    store = NewerProcess()
+    house = House(tmp_path, store)
+    store.newer = await house.cut_off()
+    await house.cut_off()
+    await house.assembly.finish(store.newer)
+    for _ in range(3):
+        house.now += timedelta(hours=2)
+        await house.sweep.run()
+    assert f"uploads/{store.newer.rpartition('.')[2]}" in await objects(house)

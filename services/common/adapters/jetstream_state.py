@@ -15,7 +15,7 @@ import builtins
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -106,7 +106,9 @@ class JetStreamStateStore(Generic[T]):
     async def delete(self, key: str, revision: int) -> None:
         await self._write(key, b"", revision, _MARKER_TTL_SECONDS, {"KV-Operation": "DEL"})
 
-    async def list(self, prefix: str = "") -> AsyncIterator[Entry[T]]:
+    async def list(
+        self, prefix: str = "", *, unread: Callable[[str], None] | None = None
+    ) -> AsyncIterator[Entry[T]]:
         # Read in pages with batched direct gets. A watch would leave a consumer behind at the server for minutes,
         # and listing the keys scans the whole bucket for the few of one owner.
         subjects = self._subject(f"{prefix}.>" if prefix else ">")
@@ -117,14 +119,17 @@ class JetStreamStateStore(Generic[T]):
                 f"bucket {self._bucket}",
             )
             for entry in page:
-                yield entry
+                if not isinstance(entry, str):
+                    yield entry
+                elif unread is not None:
+                    unread(entry)
 
-    async def _page(self, subjects: str, start: int) -> tuple[Sequence[Entry[T]], int]:
-        """The records from sequence ``start`` on, and where the next page begins, 0 after the last. See ADR-31
-        of the NATS architecture ("batched requests")."""
+    async def _page(self, subjects: str, start: int) -> tuple[Sequence[Entry[T] | str], int]:
+        """The records from sequence ``start`` on (of those that cannot be read, the keys), and where the next page
+        begins, 0 after the last. See ADR-31 of the NATS architecture ("batched requests")."""
         inbox = self._nc.new_inbox()
         answers = await self._nc.subscribe(inbox)
-        page: builtins.list[Entry[T]] = []
+        page: builtins.list[Entry[T] | str] = []
         try:
             query = {"seq": start, "next_by_subj": subjects, "batch": _PAGE}
             await self._nc.publish(
@@ -145,6 +150,7 @@ class JetStreamStateStore(Generic[T]):
                     try:
                         page.append(Entry(key, self._codec.decode(message.data), sequence))
                     except ValueError:  # it must not hide the others
+                        page.append(key)
                         log.exception(
                             "record cannot be read", extra={"data": {"bucket": self._bucket, "key": key}}
                         )

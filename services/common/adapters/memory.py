@@ -50,7 +50,9 @@ class MemoryStateStore(Generic[T]):
         del self._records[key]
         self._tell(key, None)
 
-    async def list(self, prefix: str = "") -> AsyncIterator[Entry[T]]:
+    async def list(
+        self, prefix: str = "", *, unread: Callable[[str], None] | None = None
+    ) -> AsyncIterator[Entry[T]]:
         tokens = prefix.split(".") if prefix else []
         for key in list(self._records):
             entry = await self.get(key)
