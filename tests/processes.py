@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mesh.health import grpc_service, until_healthy
+from mesh.ports import choose
 from mesh.process import ChildProcess, tail
 from services.common.keys import KeyRing
 
@@ -19,11 +19,8 @@ START_SECONDS = 60.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port: int = free.getsockname()[1]
-        return port
+    """A port that nobody listens on now, below the ephemeral range: nobody gets it while its process is away."""
+    return choose(("process",), free=True, gateway=None)["process"]
 
 
 class ServiceProcess:

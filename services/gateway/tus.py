@@ -11,6 +11,7 @@ An upload that was refused, given up or has expired is 410; one that is complete
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
@@ -134,6 +135,10 @@ class TusRoutes:
             mime_type=file.mime_type,
             metadata=dict(file.metadata) | tus_fields.remembered(session_ids),
         )
+        # The partial uploads go into the file, so they cannot make it again. A client whose answer was lost sends
+        # the same once more: also without a key of its own that is to find what was made.
+        if "Idempotency-Key" not in request.headers:
+            message.request_id = hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()
         upload = await self._appends.concat(request, message, _NAMES)
         return web.Response(status=201, headers={"Location": URL + upload.session_id} | _offset(upload))
 

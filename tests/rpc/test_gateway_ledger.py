@@ -188,6 +188,7 @@ async def test_partial_uploads_of_any_size_become_one_file(edge: Edge) -> None:
         partials.append(TUS + id_)
     final = {"Tus-Resumable": "1.0.0", "Upload-Concat": f"final;{' '.join(partials)}"} | NAMED
     url = (await edge.send("POST", TUS, final, status=201))[0]["Location"]
+    assert (await edge.send("POST", TUS, final, status=201))[0]["Location"] == url  # as when an answer was lost
     state = await edge.tus("HEAD", url, {}, status=200)
     assert (state["Upload-Concat"], state["Upload-Length"]) == (f"final;{' '.join(partials)}", str(len(FILE)))
     assert await edge.downloaded(url.removeprefix(TUS)) == FILE
