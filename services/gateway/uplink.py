@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from services.common.outcome import Outcome
 from services.gateway import problems
-from services.gateway.outcome import Outcome
 from services.gateway.problems import Problem
 
 PIECE_BYTES = 512 << 10

@@ -20,6 +20,7 @@ from tests.rpc.upload_fixtures import (  # noqa: F401  pytest finds fixtures by 
     DIGEST,
     FILE,
     Mesh,
+    answer,
     chunk,
     mesh_fixture,
     service_errors,
@@ -192,8 +193,8 @@ async def test_a_malformed_append_is_refused(small: Mesh) -> None:
         [header(id_, 0), pb.AppendUploadRequest(data=bytes((1 << 20) + 1))],
     ]
     for messages in streams:
-        with pytest.raises(InvalidArgument) as refusal, service_errors():
-            await small.alice.stub.AppendUpload(iter(messages), metadata=small.alice.metadata)
+        with pytest.raises(InvalidArgument) as refusal:
+            await answer(small.alice.stub.AppendUpload(iter(messages), metadata=small.alice.metadata))
         assert refusal.value.reason == "STREAM_MALFORMED"
     with pytest.raises(InvalidArgument, match="session_id"):
         await small.alice.append("../../etc", 0, b"x")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import pytest
@@ -18,6 +18,7 @@ from services.common.adapters.memory import MemoryProgressBus, MemoryStateStore
 from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.common.lifecycle import App
+from services.common.outcome import Outcome
 from services.common.state import owned_key
 from services.common.status import from_rpc_error
 from services.upload import wiring
@@ -33,6 +34,7 @@ from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
 if TYPE_CHECKING:
     from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceAsyncStub
 
+T = TypeVar("T")
 CHUNK = 1000
 FILE = (b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41" + bytes(range(256)) * 17)[:4300]
 TOTAL = 5
@@ -84,8 +86,7 @@ class Caller:
             for message in messages:
                 yield message
 
-        with service_errors():
-            return await self.stub.UploadChunks(stream(), metadata=self.metadata)
+        return await answer(self.stub.UploadChunks(stream(), metadata=self.metadata))
 
     async def put(self, session_id: str, *numbers: int) -> pb.UploadChunksResponse:
         return await self.send(*(m for n in numbers for m in chunk(session_id, n)))
@@ -100,8 +101,7 @@ class Caller:
             for message in messages:
                 yield message
 
-        with service_errors():
-            return (await self.stub.AppendUpload(stream(), metadata=self.metadata)).upload
+        return (await answer(self.stub.AppendUpload(stream(), metadata=self.metadata))).upload
 
     async def concat(self, *session_ids: str, **changes: object) -> upload_pb2.Upload:
         fields = {"session_ids": session_ids, "filename": "whole.mp4", "mime_type": "video/mp4"}
@@ -152,6 +152,15 @@ class Caller:
         id_ = (await self.initiate(**changes)).session_id
         await self.put(id_, *range(TOTAL))
         return id_
+
+
+async def answer(call: grpc.aio.StreamUnaryCall[Any, T]) -> T:
+    """What a client-streaming call is answered; a refusal before the stream's end as the server said it."""
+    outcome = Outcome(call)
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise (await outcome.error(error)) from None
 
 
 @contextmanager
