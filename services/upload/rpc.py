@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import InvalidArgument
 from services.common.keys import MEDIA_UPLOAD
+from services.common.timestamps import timestamp
 from services.upload.domain import Upload
 from services.upload.ports import StoredPart
 from services.upload.records import UploadView
@@ -197,10 +196,10 @@ def _upload(view: UploadView) -> upload_pb2.Upload:
         remaining_chunks=() if upload.length_deferred else grid.remaining(view.uploaded),
         progress_percent=view.percent,
         status=upload_pb2.UploadStatus.Value(view.status),
-        created_at=_time(upload.created_at),
-        updated_at=_time(view.updated_at),
-        completed_at=_time(upload.completed_at),
-        expires_at=_time(upload.expires_at),
+        created_at=timestamp(upload.created_at),
+        updated_at=timestamp(view.updated_at),
+        completed_at=timestamp(upload.completed_at),
+        expires_at=timestamp(upload.expires_at),
         file_hash=upload.sha256 or upload.promised_sha256,
         ready_for_merge=view.merge_ready,
         merge_triggered=view.merge_ready,
@@ -225,13 +224,5 @@ def _file(upload: Upload) -> upload_pb2.File:
         size=upload.size,
         sha256=upload.sha256,
         object_key=upload.object_key,
-        completed_at=_time(upload.completed_at),
+        completed_at=timestamp(upload.completed_at),
     )
-
-
-def _time(moment: datetime | None) -> Timestamp | None:
-    if moment is None:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment)
-    return timestamp
