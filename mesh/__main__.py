@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Runs the whole mesh on this machine: a broker, four services, workers and a gateway for phones.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -48,6 +49,7 @@ def up(
     """Start everything and keep it running until Ctrl-C.
 
     Services come up in health order and are restarted when they die. A second Ctrl-C kills at once.
+
     NATS_URL uses a NATS server that runs already (2.11 or newer, with JetStream); TWOTRUTHS_… settings in
     the environment reach all services.
     """
