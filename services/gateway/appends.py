@@ -24,7 +24,7 @@ import grpc
 from aiohttp import web
 
 from services.common.status import from_rpc_error
-from services.gateway import bodies, callers, problems
+from services.gateway import bodies, callers, problems, ratelimit
 from services.gateway.config import GatewaySettings
 from services.gateway.problems import Problem
 from services.gateway.uplink import Uplink
@@ -71,10 +71,12 @@ class Appends:
 
     async def initiate(
         self, request: web.Request, message: InitiateUploadRequest, names: Mapping[str, str] = NOTHING
-    ) -> Upload:
-        """A new upload. ``names``: as :func:`problems.from_error`."""
+    ) -> tuple[Upload, dict[str, str]]:
+        """A new upload, and the header fields that tell what more the caller may make. ``names``: as
+        :func:`problems.from_error`."""
         callers.fill(request, message)
-        return await self._unary(self._upload.InitiateUpload, request, message, names)
+        left: dict[str, str] = {}
+        return await self._unary(self._upload.InitiateUpload, request, message, names, left), left
 
     async def concat(
         self, request: web.Request, message: ConcatUploadsRequest, names: Mapping[str, str] = NOTHING
@@ -201,11 +203,19 @@ class Appends:
         return callers.metadata(request, max_token=self._settings.gateway_max_token_bytes)
 
     async def _unary(
-        self, rpc: Any, request: web.Request, message: Any, names: Mapping[str, str] = NOTHING
+        self,
+        rpc: Any,
+        request: web.Request,
+        message: Any,
+        names: Mapping[str, str] = NOTHING,
+        left: dict[str, str] | None = None,
     ) -> Upload:
         metadata = self._caller(request)
+        call = rpc(message, metadata=metadata, timeout=self._settings.gateway_call_timeout_seconds)
         try:
-            answer = await rpc(message, metadata=metadata, timeout=self._settings.gateway_call_timeout_seconds)
+            answer = await call
+            if left is not None:
+                left.update(ratelimit.of_answer(await call.trailing_metadata() or ()))
         except grpc.aio.AioRpcError as error:
             raise problems.from_error(from_rpc_error(error), names=names) from error
         upload: Upload = answer.upload

@@ -12,6 +12,7 @@ _BYTES = {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string"}
 _FLAG = {"type": "string", "enum": ["?0", "?1"]}
 _PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
+_LIMITS = ("RateLimit", "RateLimit-Policy")
 
 
 def _header(name: str, schema: Mapping[str, Any] = _TEXT, *, required: bool = False) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def _tus() -> dict[str, Any]:
         "tus",
         "Makes an upload (creation, creation-with-upload, creation-defer-length, concatenation).",
         201,
-        ("Location", "Upload-Offset", "Upload-Expires"),
+        ("Location", "Upload-Offset", "Upload-Expires", *_LIMITS),
         (
             _VERSION,
             _header("Upload-Length", _BYTES),
@@ -102,7 +103,7 @@ def _rufh() -> dict[str, Any]:
         tag,
         "Makes an upload of the content; with Upload-Complete ?1 the content is all of it (answer 200).",
         201,
-        ("Location", *state),
+        ("Location", *state, *_LIMITS),
         (
             completes,
             length,

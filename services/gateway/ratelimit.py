@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _NAME = re.compile(r"[A-Za-z0-9_.*-]{1,64}")
-_FIELD = re.compile(r"[\x20-\x7e]{1,256}")
+_FIELD = re.compile(r"[\x20-\x7e]{1,512}")
 _FROM_TRAILERS = {"ratelimit": "RateLimit", "ratelimit-policy": "RateLimit-Policy"}
 
 

@@ -16,15 +16,16 @@ drafts were not at hand). POST /api/v1/rufh/ creates, every upload of the caller
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
 from services.gateway import bodies, digests, encode, structured
-from services.gateway.appends import Appends, answering, session_id_of
+from services.gateway.appends import answering, session_id_of
 from services.gateway.interim import send_104
 from services.gateway.problems import FieldError, Problem, invalid
+from services.gateway.resumable import Handler, ResumableRoutes, append_names, check_alive, handler_of
 from twotruths.upload.v1 import upload_pb2
 from twotruths.upload.v1.upload_pb2 import Upload
 from twotruths.upload.v1.upload_service_pb2 import CHECKSUM_ALGORITHM_SHA256, AppendHeader, InitiateUploadRequest
@@ -41,41 +42,14 @@ _NAMES = {
     "file_size": "Upload-Length",
     "file_hash": "Repr-Digest",
 }
-_APPEND_NAMES = {
-    "checksum": "Content-Digest",
-    "sha256": "Content-Digest",
-    "offset": "Upload-Offset",
-    "upload_length": "Upload-Length",
-}
-
-Handler = Callable[[web.Request], Awaitable[web.Response]]
+_APPEND_NAMES = append_names("Content-Digest")
 
 
-class RufhRoutes:
-    """The collection, which makes uploads, and each upload."""
+class RufhRoutes(ResumableRoutes):
+    """At /api/v1/rufh/."""
 
-    def __init__(self, appends: Appends) -> None:
-        self._appends = appends
-
-    async def collection(self, request: web.Request) -> web.Response:
-        """/api/v1/rufh/. Raises Problem."""
-        return await self._dispatch(request, {"OPTIONS": self._options, "POST": self._create})
-
-    async def upload(self, request: web.Request) -> web.Response:
-        """/api/v1/rufh/{session_id}. Raises Problem."""
-        handlers: dict[str, Handler] = {
-            "OPTIONS": self._options,
-            "HEAD": self._head,
-            "PATCH": self._patch,
-            "DELETE": self._delete,
-        }
-        return await self._dispatch(request, handlers)
-
-    async def _dispatch(self, request: web.Request, handlers: Mapping[str, Handler]) -> web.Response:
-        handler = handlers.get(request.method)
-        if handler is None:
-            allow = {"Allow": ", ".join(handlers)}
-            raise Problem(405, "METHOD_NOT_ALLOWED", f"{request.method[:16]} is not served here", headers=allow)
+    async def _answer(self, request: web.Request, handlers: Mapping[str, Handler]) -> web.Response:
+        handler = handler_of(request.method, handlers)
         try:
             return await handler(request)
         except Problem as problem:
@@ -92,30 +66,26 @@ class RufhRoutes:
         last = _completes(request)
         length = _length(request, offset=0, last=last)
         checksum = _digest(request, "Content-Digest")
-        upload = await self._appends.initiate(request, _initiation(request, length), _NAMES)
+        upload, left = await self._appends.initiate(request, _initiation(request, length), _NAMES)
         limit = await self._limit(upload)
         location = {"Location": URL + upload.session_id}
+        made = location | left
         if request.headers.get("Upload-Draft-Interop-Version", "").strip() == INTEROP_VERSION:
             await send_104(request, {"Upload-Draft-Interop-Version": INTEROP_VERSION} | location | limit)
-        async with answering(location):
+        async with answering(made):
             # A creation that is sent again goes on where the upload of the first one stands.
             stored = 0 if checksum else upload.upload_offset
             header = AppendHeader(session_id=upload.session_id, offset=stored)
             if (request.body_exists or last) and upload.status != upload_pb2.UPLOAD_STATUS_COMPLETED:
                 upload = await self._append(request, header, checksum, last=last, skip=stored)
         if last:
-            return _result(upload, location)
-        headers = location | limit | {"Upload-Complete": "?0", "Upload-Offset": str(upload.upload_offset)}
+            return _result(upload, made)
+        headers = made | limit | {"Upload-Complete": "?0", "Upload-Offset": str(upload.upload_offset)}
         return web.Response(status=201, headers=headers)
 
     async def _head(self, request: web.Request) -> web.Response:
         upload = await self._appends.get(request, session_id_of(request))
-        if upload.status in {upload_pb2.UPLOAD_STATUS_CANCELLED, upload_pb2.UPLOAD_STATUS_EXPIRED}:
-            word = upload_pb2.UploadStatus.Name(upload.status).removeprefix("UPLOAD_STATUS_")
-            raise Problem(410, f"UPLOAD_{word}", f"the upload is {word.lower()}; begin again")
-        if upload.status == upload_pb2.UPLOAD_STATUS_FAILED:
-            headers = {"Upload-Complete": "?1"}
-            raise Problem(410, "UPLOAD_FAILED", upload.error_message or "the file was refused", headers=headers)
+        check_alive(upload, refused={"Upload-Complete": "?1"})
         headers = _state(upload) | await self._limit(upload) | {"Cache-Control": "no-store"}
         if not upload.length_deferred:
             headers["Upload-Length"] = str(upload.file_size)
@@ -144,10 +114,6 @@ class RufhRoutes:
         if last:
             return _result(upload, {})
         return web.Response(status=204, headers=_state(upload) | await self._limit(upload))
-
-    async def _delete(self, request: web.Request) -> web.Response:
-        await self._appends.cancel(request, session_id_of(request))
-        return web.Response(status=204)
 
     async def _append(
         self, request: web.Request, header: AppendHeader, checksum: str, *, last: bool, skip: int = 0

@@ -12,13 +12,14 @@ An upload that was refused, given up or has expired is 410; one that is complete
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 from aiohttp import web
 
 from services.gateway import tus_fields
-from services.gateway.appends import Appends, answering, session_id_of
+from services.gateway.appends import answering, session_id_of
 from services.gateway.problems import FieldError, Problem, invalid
+from services.gateway.resumable import Handler, ResumableRoutes, append_names, check_alive, handler_of
 from twotruths.upload.v1 import upload_pb2
 from twotruths.upload.v1.upload_pb2 import Upload
 from twotruths.upload.v1.upload_service_pb2 import AppendHeader, ConcatUploadsRequest, InitiateUploadRequest
@@ -28,9 +29,6 @@ VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration,checksum,termination,concatenation"
 BODY_TYPE = "application/offset+octet-stream"
 _ALWAYS = {"Tus-Resumable": VERSION}
-_GONE = frozenset(
-    {upload_pb2.UPLOAD_STATUS_FAILED, upload_pb2.UPLOAD_STATUS_CANCELLED, upload_pb2.UPLOAD_STATUS_EXPIRED}
-)
 # What fields of the requests are called in a creation.
 _NAMES = {
     "filename": "Upload-Metadata",
@@ -39,48 +37,17 @@ _NAMES = {
     "file_size": "Upload-Length",
     "session_ids": "Upload-Concat",
 }
-_APPEND_NAMES = {
-    "checksum": "Upload-Checksum",
-    "sha256": "Upload-Checksum",
-    "offset": "Upload-Offset",
-    "upload_length": "Upload-Length",
-}
-
-Handler = Callable[[web.Request], Awaitable[web.Response]]
+_APPEND_NAMES = append_names("Upload-Checksum")
 
 
-class TusRoutes:
-    """The collection, which makes uploads, and each upload."""
+class TusRoutes(ResumableRoutes):
+    """At /api/v1/tus/."""
 
-    def __init__(self, appends: Appends) -> None:
-        self._appends = appends
-
-    async def collection(self, request: web.Request) -> web.Response:
-        """/api/v1/tus/. Raises Problem."""
-        return await self._dispatch(request, {"OPTIONS": self._options, "POST": self._create})
-
-    async def upload(self, request: web.Request) -> web.Response:
-        """/api/v1/tus/{session_id}. Raises Problem."""
-        handlers: dict[str, Handler] = {
-            "OPTIONS": self._options,
-            "HEAD": self._head,
-            "PATCH": self._patch,
-            "DELETE": self._delete,
-        }
-        return await self._dispatch(request, handlers)
-
-    async def _dispatch(self, request: web.Request, handlers: Mapping[str, Handler]) -> web.Response:
-        """Answers by the method that is meant: clients that cannot send PATCH or DELETE override theirs."""
+    async def _answer(self, request: web.Request, handlers: Mapping[str, Handler]) -> web.Response:
+        """Goes by the method that is meant: clients that cannot send PATCH or DELETE override theirs."""
         async with answering(_ALWAYS):
             method = request.headers.get("X-HTTP-Method-Override", request.method).strip().upper()
-            handler = handlers.get(method)
-            if handler is None:
-                raise Problem(
-                    405,
-                    "METHOD_NOT_ALLOWED",
-                    f"{method[:16]} is not served here",
-                    headers={"Allow": ", ".join(handlers)},
-                )
+            handler = handler_of(method, handlers)
             if method != "OPTIONS" and request.headers.getall("Tus-Resumable", []) != [VERSION]:
                 raise Problem(
                     412,
@@ -92,7 +59,7 @@ class TusRoutes:
             response.headers.update(_ALWAYS)
             return response
 
-    async def _options(self, _request: web.Request) -> web.Response:
+    async def _options(self, request: web.Request) -> web.Response:
         headers = {
             "Tus-Version": VERSION,
             "Tus-Extension": EXTENSIONS,
@@ -114,14 +81,14 @@ class TusRoutes:
         if with_body:
             _check_body_type(request)
         header = _append_header(request, offset=0)
-        upload = await self._appends.initiate(request, message, _NAMES)
-        location = {"Location": URL + upload.session_id}
-        headers = location | {"Upload-Expires": tus_fields.expires(upload)}
+        upload, left = await self._appends.initiate(request, message, _NAMES)
+        made = {"Location": URL + upload.session_id} | left
+        headers = made | {"Upload-Expires": tus_fields.expires(upload)}
         if with_body:
             header.session_id = upload.session_id
-            async with answering(location):
+            async with answering(made):
                 upload = await self._append_first(request, header, upload)
-            headers = location | _offset(upload)
+            headers = made | _offset(upload)
         return web.Response(status=201, headers=headers)
 
     async def _concat(self, request: web.Request, session_ids: list[str]) -> web.Response:
@@ -145,7 +112,7 @@ class TusRoutes:
     async def _head(self, request: web.Request) -> web.Response:
         session_id = session_id_of(request)
         upload = await self._appends.get(request, session_id)
-        _check_alive(upload)
+        check_alive(upload)
         if _is_whole(upload) and upload.status != upload_pb2.UPLOAD_STATUS_COMPLETED:
             upload = await self._appends.outlasting(
                 request, session_id, lambda: self._appends.complete(request, session_id)
@@ -173,10 +140,6 @@ class TusRoutes:
                 await self._explain_closed(request, session_id)
             raise
         return web.Response(status=204, headers=_offset(upload))
-
-    async def _delete(self, request: web.Request) -> web.Response:
-        await self._appends.cancel(request, session_id_of(request))
-        return web.Response(status=204)
 
     async def _append_first(self, request: web.Request, header: AppendHeader, upload: Upload) -> Upload:
         """The creation's body; one that is sent again goes on where the upload of the first one stands."""
@@ -207,7 +170,7 @@ class TusRoutes:
     async def _explain_closed(self, request: web.Request, session_id: str) -> None:
         """409 would make clients try again. Raises Problem for what cannot go on."""
         upload = await self._appends.get(request, session_id)
-        _check_alive(upload)
+        check_alive(upload)
         if upload.status == upload_pb2.UPLOAD_STATUS_COMPLETED:
             raise Problem(403, "UPLOAD_COMPLETED", "the upload is complete and takes no more bytes")
 
@@ -242,13 +205,6 @@ def _check_body_type(request: web.Request) -> None:
         raise Problem(
             415, "UNSUPPORTED_MEDIA_TYPE", f"the body must be {BODY_TYPE}", headers={"Accept-Patch": BODY_TYPE}
         )
-
-
-def _check_alive(upload: Upload) -> None:
-    if upload.status in _GONE:
-        word = upload_pb2.UploadStatus.Name(upload.status).removeprefix("UPLOAD_STATUS_")
-        detail = upload.error_message or f"the upload is {word.lower()}; begin again"
-        raise Problem(410, f"UPLOAD_{word}", detail)
 
 
 def _is_whole(upload: Upload) -> bool:

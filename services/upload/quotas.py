@@ -9,6 +9,7 @@ too many open, the uploads entered are looked up and those that ended are struck
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +37,52 @@ class Reservation:
     upload_id: str
     bytes: int
     reserved_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How a quota stands, in terms of draft-ietf-httpapi-ratelimit-headers-10. ``reset``: seconds until there is
+    more; ``parameters``: what the policy has besides its limit; ``text``: of what there are at most that many."""
+
+    reason: Reason
+    name: str
+    limit: int
+    used: int
+    text: str
+    reset: float
+    parameters: str = ""
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.limit - self.used)
+
+    @property
+    def reset_seconds(self) -> int:
+        return math.ceil(max(1.0, self.reset))
+
+    @property
+    def policy(self) -> str:
+        """An item of RateLimit-Policy."""
+        return f'"{self.name}";q={self.limit}{self.parameters}'
+
+    @property
+    def state(self) -> str:
+        """An item of RateLimit."""
+        return f'"{self.name}";r={self.remaining};t={self.reset_seconds}'
+
+    def refusal(self) -> ResourceExhausted:
+        """Says so to who wants more, with what the header fields need."""
+        return ResourceExhausted(
+            f"at most {self.limit} {self.text}",
+            reason=self.reason,
+            retry_after=max(1.0, self.reset),
+            metadata={
+                "ratelimit_limit": str(self.limit),
+                "ratelimit_remaining": str(self.remaining),
+                "ratelimit_reset_seconds": str(self.reset_seconds),
+                "ratelimit_policy": self.policy,
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,36 +131,46 @@ class Usage:
         """Those entered so recently that the same request may come again before it finds its record."""
         return {e.upload_id: e for e in self.open if now - e.reserved_at <= _SETTLING}
 
-    def _check(self, limits: Limits, fresh: int, grown: int, now: datetime) -> None:
-        assert self.minute_began_at is not None
-        assert self.day_began_at is not None
-        if 0 < limits.max_initiates_per_minute < self.initiates + fresh and fresh:
-            raise _refusal(
+    def allowances(self, limits: Limits, now: datetime) -> tuple[Allowance, ...]:
+        """How the quotas that there are stand."""
+        usage = self.at(now)
+        assert usage.minute_began_at is not None
+        assert usage.day_began_at is not None
+        every = (
+            Allowance(
                 Reason.RATE_LIMITED,
-                f"at most {limits.max_initiates_per_minute} uploads may be initiated in a minute",
-                policy=f'"initiates";q={limits.max_initiates_per_minute};w=60',
-                limit=limits.max_initiates_per_minute,
-                used=self.initiates,
-                reset=(self.minute_began_at + _MINUTE - now).total_seconds(),
-            )
-        if 0 < limits.max_bytes_per_day < self.bytes + grown and grown:
-            raise _refusal(
+                "initiates",
+                limits.max_initiates_per_minute,
+                usage.initiates,
+                parameters=";w=60",
+                text="uploads may be initiated in a minute",
+                reset=(usage.minute_began_at + _MINUTE - now).total_seconds(),
+            ),
+            Allowance(
                 Reason.QUOTA_BYTES_PER_DAY,
-                f"at most {limits.max_bytes_per_day} bytes may be announced in a day",
-                policy=f'"bytes";q={limits.max_bytes_per_day};w=86400;qu="content-bytes"',
-                limit=limits.max_bytes_per_day,
-                used=self.bytes,
-                reset=(self.day_began_at + _DAY - now).total_seconds(),
-            )
-        if 0 < limits.max_open_uploads < len(self.open) + fresh and fresh:
-            raise _refusal(
+                "bytes",
+                limits.max_bytes_per_day,
+                usage.bytes,
+                parameters=';w=86400;qu="content-bytes"',
+                text="bytes may be announced in a day",
+                reset=(usage.day_began_at + _DAY - now).total_seconds(),
+            ),
+            Allowance(
                 Reason.QUOTA_OPEN_UPLOADS,
-                f"at most {limits.max_open_uploads} uploads may be open; complete or cancel one",
-                policy=f'"open-uploads";q={limits.max_open_uploads}',
-                limit=limits.max_open_uploads,
-                used=len(self.open),
+                "open-uploads",
+                limits.max_open_uploads,
+                len(usage.open),
+                text="uploads may be open; complete or cancel one",
                 reset=_OPEN_RETRY_SECONDS,
-            )
+            ),
+        )
+        return tuple(allowance for allowance in every if allowance.limit)
+
+    def _check(self, limits: Limits, fresh: int, grown: int, now: datetime) -> None:
+        for allowance in self.allowances(limits, now):
+            more = grown if allowance.reason is Reason.QUOTA_BYTES_PER_DAY else fresh
+            if more and allowance.used + more > allowance.limit:
+                raise allowance.refusal()
 
     def without(self, ended: frozenset[str]) -> Usage:
         """The same without these uploads."""
@@ -122,24 +179,6 @@ class Usage:
 
 UsageStore: TypeAlias = StateStore[Usage]
 """The records, at ``owner_prefix(owner)``."""
-
-
-def _refusal(
-    reason: Reason, message: str, *, policy: str, limit: int, used: int, reset: float
-) -> ResourceExhausted:
-    """With what the RateLimit header fields need (draft-ietf-httpapi-ratelimit-headers)."""
-    reset = max(1.0, reset)
-    return ResourceExhausted(
-        message,
-        reason=reason,
-        retry_after=reset,
-        metadata={
-            "ratelimit_limit": str(limit),
-            "ratelimit_remaining": str(max(0, limit - used)),
-            "ratelimit_reset_seconds": str(math.ceil(reset)),
-            "ratelimit_policy": policy,
-        },
-    )
 
 
 class Quotas:
@@ -164,39 +203,41 @@ class Quotas:
         self._refused = refused
         self._off = not (limits.max_open_uploads or limits.max_bytes_per_day or limits.max_initiates_per_minute)
 
-    async def reserve(self, owner: str, sizes: Mapping[str, int]) -> None:
+    async def reserve(self, owner: str, sizes: Mapping[str, int]) -> tuple[Allowance, ...]:
         """Lets ``owner`` have these uploads (id → size in bytes), all or none; also to be called when the size of
-        an upload becomes known later. The same again costs nothing. Raises what :meth:`Usage.reserve` raises."""
+        an upload becomes known later. The same again costs nothing. Answers how the rates stand then: not that of
+        the open uploads, of which some that are entered may have ended. Raises what :meth:`Usage.reserve`
+        raises."""
         if self._off or not sizes:
-            return
+            return ()
         try:
-            await self._reserve_or_strike_out(owner, sizes)
+            usage = await self._reserve_or_strike_out(owner, sizes)
         except ResourceExhausted as refusal:
             self._refused(refusal.reason)
             raise
+        standing = usage.allowances(self._limits, self._clock())
+        return tuple(allowance for allowance in standing if allowance.reason is not Reason.QUOTA_OPEN_UPLOADS)
 
-    async def _reserve_or_strike_out(self, owner: str, sizes: Mapping[str, int]) -> None:
+    async def _reserve_or_strike_out(self, owner: str, sizes: Mapping[str, int]) -> Usage:
         try:
-            await self._reserve(owner, sizes)
+            return await self._reserve(owner, sizes)
         except ResourceExhausted as refusal:
             if refusal.reason != Reason.QUOTA_OPEN_UPLOADS or not await self._strike_out(owner):
                 raise
-            await self._reserve(owner, sizes)
+            return await self._reserve(owner, sizes)
 
-    async def _reserve(self, owner: str, sizes: Mapping[str, int]) -> None:
+    async def _reserve(self, owner: str, sizes: Mapping[str, int]) -> Usage:
         key = owner_prefix(owner)
 
         def change(usage: Usage) -> Usage:
             return usage.reserve(sizes, self._limits, self._clock())
 
         for _ in range(_ATTEMPTS):
-            if await mutate(self._usages, key, change, ttl=lambda _: self._ttl) is not None:
-                return
-            try:
-                await self._usages.create(key, change(Usage()), ttl=self._ttl)
-            except RevisionConflict:
-                continue
-            return
+            entry = await mutate(self._usages, key, change, ttl=lambda _: self._ttl)
+            if entry is not None:
+                return entry.value
+            with contextlib.suppress(RevisionConflict):
+                return (await self._usages.create(key, change(Usage()), ttl=self._ttl)).value
         raise Aborted("too many uploads are initiated at once; try again")
 
     async def _strike_out(self, owner: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ from services.common.keys import MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.upload.domain import Upload
 from services.upload.ports import StoredPart
+from services.upload.quotas import Allowance
 from services.upload.records import UploadView
 from services.upload.requests import NewClip, NewFile, NewWhole
 from services.upload.service import UploadService
@@ -56,7 +57,11 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
             network_type=request.network_type,
             device_type=request.device_type,
         )
-        return pb.InitiateUploadResponse(upload=_upload(await self._service.initiate(file)))
+        view, left = await self._service.initiate(file)
+        if left:
+            # What is set replaces what is there, the request id.
+            context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_rate_limits(left)))
+        return pb.InitiateUploadResponse(upload=_upload(view))
 
     async def BatchInitiateUploads(  # noqa: N802  named by the contract
         self, request: pb.BatchInitiateUploadsRequest, context: Context
@@ -174,6 +179,12 @@ def _algorithm(value: pb.ChecksumAlgorithm.ValueType) -> str:
         return _ALGORITHMS[value]
     except KeyError:
         raise InvalidArgument.field("checksum_algorithm", "must be SHA1 or SHA256") from None
+
+
+def _rate_limits(left: Sequence[Allowance]) -> Iterator[tuple[str, str]]:
+    """For the header fields of draft-ietf-httpapi-ratelimit-headers-10."""
+    yield "ratelimit-policy", ", ".join(allowance.policy for allowance in left)
+    yield "ratelimit", ", ".join(allowance.state for allowance in left)
 
 
 def _chunk(stored: StoredPart) -> upload_pb2.ChunkResult:

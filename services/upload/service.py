@@ -29,7 +29,7 @@ from services.upload.domain import Upload, UploadPurpose, UploadState
 from services.upload.grid import Part
 from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore, StoredPart
-from services.upload.quotas import Quotas
+from services.upload.quotas import Allowance, Quotas
 from services.upload.reasons import Reason
 from services.upload.records import UploadRecords, UploadView, record_key
 from services.upload.requests import (
@@ -100,18 +100,19 @@ class UploadService:
         """What this server takes."""
         return self._policy
 
-    async def initiate(self, file: NewFile) -> UploadView:
-        """Makes an upload, or answers the one that the same request made before, or an open one of the caller for
-        the same file by its digest."""
+    async def initiate(self, file: NewFile) -> tuple[UploadView, Sequence[Allowance]]:
+        """Makes an upload and tells how the caller's quotas stand, or answers the one that the same request made
+        before, or an open one of the caller for the same file by its digest."""
         asked = new_upload(context.owner(), file, now=self._clock(), expiry=self._expiry)
+        left: Sequence[Allowance] = ()
         existing = await self._records.find(asked) if file.request_id else None
         if existing is None and (resumed := await self._records.open_like(asked)) is not None:
-            return await self._records.view(resumed)
+            return await self._records.view(resumed), left
         if existing is None:
             new = settled(asked, self._policy.limits)
-            await self._quotas.reserve(new.owner, {new.id: new.size})
+            left = await self._quotas.reserve(new.owner, {new.id: new.size})
             existing, _ = await self._records.create(new)
-        return await self._records.view(replayed(existing, asked))
+        return await self._records.view(replayed(existing, asked)), left
 
     async def initiate_batch(
         self, owner: str, merge_session_id: str, clips: Sequence[NewClip]

@@ -6,9 +6,10 @@ import asyncio
 import base64
 import hashlib
 import io
+import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,11 @@ class Edge:
             return await response.read()
 
 
-@pytest.fixture
-async def edge(keys: KeyRing, tmp_path: Path) -> AsyncIterator[Edge]:
+@asynccontextmanager
+async def edge_of(keys: KeyRing, tmp_path: Path, **changes: object) -> AsyncIterator[Edge]:
     async with AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(
-            running(keys, tmp_path, MemoryStateStore[Upload](), upload_chunk_size=16 << 10)
+            running(keys, tmp_path, MemoryStateStore[Upload](), upload_chunk_size=16 << 10, **changes)
         )
         away = dict.fromkeys(("merge_target", "challenge_target"), "127.0.0.1:9")
         values = keys.settings() | away | {"gateway_listen": "127.0.0.1:0", "data_dir": tmp_path}
@@ -90,6 +91,12 @@ async def edge(keys: KeyRing, tmp_path: Path) -> AsyncIterator[Edge]:
         stack.push_async_callback(gateway.server.stop, 1)
         http = await stack.enter_async_context(aiohttp.ClientSession())
         yield Edge(http, gateway.server.port, keys.player_token("alice"), mesh)
+
+
+@pytest.fixture
+async def edge(keys: KeyRing, tmp_path: Path) -> AsyncIterator[Edge]:
+    async with edge_of(keys, tmp_path) as edge:
+        yield edge
 
 
 async def test_an_upload_begun_over_tus_goes_on_by_chunks_and_ends_over_rufh(edge: Edge) -> None:
@@ -274,3 +281,35 @@ async def test_the_python_tus_client_uploads_and_resumes(edge: Edge) -> None:
     await edge.tus("DELETE", url.removeprefix(edge.base), {}, status=409)
     with pytest.raises(tusclient.exceptions.TusCommunicationError):
         await asyncio.to_thread(lambda: uploader(url=f"{edge.base}{TUS}{uuid.uuid4()}"))
+
+
+async def test_every_creation_says_what_is_left_until_there_is_nothing(keys: KeyRing, tmp_path: Path) -> None:
+    limits = {"upload_max_initiates_per_minute": 3, "upload_max_bytes_per_day": 1000, "upload_max_open": 9}
+    tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "100"} | NAMED
+    rufh = {"Content-Type": "video/mp4", "Upload-Complete": "?0", "Upload-Length": "200"}
+    file = {"filename": "a.mp4", "mime_type": "video/mp4", "file_size": 300}
+    async with edge_of(keys, tmp_path, **limits) as edge:
+        key = {"Idempotency-Key": "one"}
+        answers = [
+            (await edge.send("POST", TUS, tus, status=201))[0],
+            (await edge.send("POST", RUFH, rufh, status=201))[0],
+            (await edge.send("POST", "/api/v1/upload/initiate", key, status=200, json=file))[0],
+            (await edge.send("POST", "/api/v1/upload/initiate", key, status=200, json=file))[0],
+            (await edge.send("POST", TUS, tus, status=429))[0],
+        ]
+    told = [re.sub(r";t=[1-9][0-9]*", "", answer.get("RateLimit", "")) for answer in answers]
+    assert told == [
+        '"initiates";r=2, "bytes";r=900',
+        '"initiates";r=1, "bytes";r=700',
+        '"initiates";r=0, "bytes";r=400',
+        "",  # a replay costs nothing
+        '"initiates";r=0',
+    ]
+    policy = '"initiates";q=3;w=60'
+    bytes_policy = '"bytes";q=1000;w=86400;qu="content-bytes"'
+    assert [answer.get("RateLimit-Policy") for answer in answers] == [
+        *[f"{policy}, {bytes_policy}"] * 3,
+        None,
+        policy,
+    ]
+    assert answers[-1]["Retry-After"] == answers[-1]["RateLimit"].rpartition("=")[2]

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
+from services.common.adapters.memory import MemoryStateStore
 from services.common.errors import NotFound, ResourceExhausted
 from services.common.keys import KeyRing
+from services.upload.domain import Upload
 from services.upload.reasons import Reason
 from tests.rpc.upload_fixtures import Mesh, clips, running
+from twotruths.upload.v1 import upload_service_pb2 as pb
 
 
 @pytest.fixture
@@ -38,6 +41,19 @@ async def test_open_uploads_are_counted_over_replicas_and_room_comes_back(replic
     await other.mallory.initiate()
     await one.alice.cancel(ids[0])
     await other.alice.initiate()
+
+
+async def test_what_is_left_comes_with_the_answer_and_does_not_displace_its_request_id(
+    keys: KeyRing, tmp_path: Path
+) -> None:
+    async with running(keys, tmp_path, MemoryStateStore[Upload](), upload_max_initiates_per_minute=30) as mesh:
+        request = pb.InitiateUploadRequest(filename="a.mp4", file_size=7, mime_type="video/mp4")
+        metadata = (*mesh.alice.metadata, ("x-request-id", "request-of-alice"))
+        call = mesh.alice.stub.InitiateUpload(request, metadata=metadata)
+        await call
+        trailing = dict(await call.trailing_metadata())
+    assert trailing["x-request-id"] == "request-of-alice"
+    assert str(trailing["ratelimit"]).startswith('"initiates";r=29;t=')
 
 
 async def test_a_merge_session_over_the_quota_leaves_nothing_behind(replicas: tuple[Mesh, Mesh]) -> None:

@@ -74,6 +74,17 @@ async def test_bytes_of_a_day_begin_anew_at_midnight() -> None:
     await world.one.reserve("alice", {"c": 100})
 
 
+async def test_who_is_let_through_is_told_what_is_left_of_the_rates() -> None:
+    world = World(Limits(max_bytes_per_day=100, max_open_uploads=9, max_initiates_per_minute=3))
+    await world.one.reserve("alice", {"a": 30})
+    world.now += timedelta(seconds=20)
+    left = await world.other.reserve("alice", {"b": 20})
+    assert [(allowance.policy, allowance.state) for allowance in left] == [
+        ('"initiates";q=3;w=60', '"initiates";r=1;t=40'),
+        ('"bytes";q=100;w=86400;qu="content-bytes"', '"bytes";r=50;t=3575'),
+    ]
+
+
 async def test_the_same_upload_again_costs_nothing_and_one_that_grew_what_it_grew_by() -> None:
     world = World(Limits(max_bytes_per_day=100, max_open_uploads=1, max_initiates_per_minute=1))
     for _ in range(3):
@@ -112,7 +123,7 @@ async def test_initiates_at_once_on_two_replicas_never_exceed_a_quota() -> None:
     world = World(Limits(max_open_uploads=5))
     calls = ([world.one, world.other][n % 2].reserve("alice", {str(n): 1}) for n in range(20))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert sum(outcome is None for outcome in outcomes) == 5
+    assert sum(isinstance(outcome, tuple) for outcome in outcomes) == 5
     entry = await world.usages.get(owner_prefix("alice"))
     assert entry is not None
     assert len(entry.value.open) == 5
