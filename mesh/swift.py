@@ -76,7 +76,7 @@ use = egg:swift#healthcheck
 # Objects move in pieces of 1 MiB instead of 64 KiB: fewer switches between green threads.
 _PROXY = """\
 [pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck listing_formats bulk s3api tempauth copy slo versioned_writes symlink proxy-server
+pipeline = catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo versioned_writes symlink proxy-server
 
 [app:proxy-server]
 use = egg:swift#proxy
@@ -95,6 +95,9 @@ use = egg:swift#gatekeeper
 
 [filter:healthcheck]
 use = egg:swift#healthcheck
+
+[filter:cache]
+paste.filter_factory = mesh.swift_cache:filter_factory
 
 [filter:listing_formats]
 use = egg:swift#listing_formats

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mesh import swift, topology
+from mesh import swift, swift_cache, topology
 from mesh.errors import MeshError
 from mesh.state import StateDirectory
 from mesh.swift import SwiftServer
@@ -53,3 +53,22 @@ def test_the_servers_listen_to_this_machine_alone_and_their_secret_is_for_its_us
         assert f"bind_ip = 127.0.0.1\nbind_port = {port}\n" in path.read_text()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert server.url == "http://127.0.0.1:5001"
+
+
+def test_the_proxy_remembers_what_it_asked_until_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(swift_cache, "monotonic", lambda: now)
+    seen: list[swift_cache.ProcessCache] = []
+    app = swift_cache.filter_factory({})(lambda environ, _: seen.append(environ["swift.cache"]))
+    app({}, None)
+    app({}, None)
+    cache, same = seen
+    assert cache is same
+    cache.set("account", {"status": 200}, time=60)
+    cache.set("container", {"status": 200})
+    assert (cache.get("account"), cache.get("other")) == ({"status": 200}, None)
+    now = 160.0
+    assert (cache.get("account"), cache.get("container")) == (None, {"status": 200})
+    cache.delete("container")
+    cache.delete("container")
+    assert cache.get("container") is None
