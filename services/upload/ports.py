@@ -74,7 +74,7 @@ class PartStore(Protocol):
         self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
     ) -> StoredPart:
         """Stores a part if there is none: hashes ``pieces`` as they come, never holding the part whole, awaits
-        ``confirm`` and only then lets the part exist. The same bytes again write nothing. Over a tail the part
+        ``confirm`` and only then lets the part exist. The same bytes again change nothing. Over a tail the part
         must begin with the tail's bytes; it then takes the tail's place.
 
         Of two writers of one part the newer goes on. Raises OutOfRange (CHUNK_OUT_OF_RANGE), InvalidArgument

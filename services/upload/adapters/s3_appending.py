@@ -8,12 +8,13 @@ part's bytes to read and to write for each append, and what an append was told h
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
-from services.common.errors import Aborted
+from services.common.errors import Aborted, DataLoss
 from services.upload.adapters.s3_folder import Candidate, Draft, S3Folder
 from services.upload.adapters.settle import settled
 from services.upload.adapters.turns import Appender
@@ -84,18 +85,30 @@ class S3Append:
         """Holds the part; answers where its bytes gather, or None when it is stored. Raises Aborted
         (CHUNK_SUPERSEDED) when the tail does not end ``within`` it: another process appended meanwhile."""
         if await self._appender.reach(number):
-            found = [c async for c in self._folder.candidates(number)]
-            part = next((c for c in found if c.sha256), None)
-            self._stored = await self._folder.body(part) if part else b""
-            self._draft = None if part else await self._begin(number, found)
+            try:
+                await self._open(number)
+            except DataLoss:  # replaced or taken back between the list and the read
+                raise _superseded() from None
         if self._draft is not None and self._draft.length != within:
             self._draft = None
-            raise Aborted("a newer writer of the upload's end took over", reason=Reason.CHUNK_SUPERSEDED)
+            raise _superseded()
         return self._draft
+
+    async def _open(self, number: int) -> None:
+        """Reads what is stored of the part. Raises DataLoss when that is gone meanwhile."""
+        found = [c async for c in self._folder.candidates(number)]
+        part = next((c for c in found if c.sha256), None)
+        if part is None:
+            self._draft = await self._begin(number, found)
+            return
+        self._draft, self._stored = None, await self._folder.body(part)
+        # Its writer may take it back; what this append is acknowledged for needs an object of its own.
+        copy = Draft(number, io.BytesIO(self._stored), part.size, part.sha256)
+        await settled(self._folder.add(copy))
 
     async def _begin(self, number: int, tails: list[Candidate]) -> Draft:
         file = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the others
-        self._draft = draft = Draft(number, file, 0, within={tail.key for tail in tails})
+        draft = Draft(number, file, 0, within={tail.key for tail in tails})
         self._sha256 = hashlib.sha256()
         bodies = [await self._folder.body(tail) for tail in tails]
         longest = max(bodies, key=len, default=b"")
@@ -123,3 +136,7 @@ class S3Append:
             await self._folder.add(draft)
         if self._draft is not None and self._draft.length > self._tail:
             await self._folder.add(self._draft)
+
+
+def _superseded() -> Aborted:
+    return Aborted("a newer writer of the upload's end took over", reason=Reason.CHUNK_SUPERSEDED)

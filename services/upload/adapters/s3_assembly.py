@@ -75,10 +75,8 @@ class S3Assembly:
         stored: dict[Part, list[Candidate]] = {}
         async for candidate in folder.candidates():
             stored.setdefault(candidate.part, []).append(candidate)
-        for part in manifest:
-            if part not in stored:
-                raise DataLoss(f"chunk {part.number} of the upload is lost")
-        sources = [stored[part] for part in manifest]
+        # A part may have got a new copy in the place of the old one between two pages of the list.
+        sources = [stored.get(part) or await _copies(folder, part) for part in manifest]
         digest, head = hashlib.sha256(), b""
         name, step = object_name(object_key), piece_size(grid.size)
         async with contextlib.AsyncExitStack() as stack:
@@ -136,8 +134,22 @@ async def _bodies(folder: S3Folder, sources: Sequence[Sequence[Candidate]]) -> A
 
 
 async def _body(folder: S3Folder, copies: Sequence[Candidate]) -> bytes:
-    """A part's bytes, of any of its copies: a writer may be taking its own back. Raises DataLoss."""
-    for copy in copies[:-1]:
-        with contextlib.suppress(DataLoss):
-            return await folder.body(copy)
-    return await folder.body(copies[-1])
+    """A part's bytes, of any of its copies: a writer may be taking its own back, or have put one more in the place
+    of others. Raises DataLoss."""
+    tried: set[str] = set()
+    while True:
+        for copy in copies:
+            with contextlib.suppress(DataLoss):
+                return await folder.body(copy)
+        tried.update(copy.key for copy in copies)
+        copies = await _copies(folder, copies[0].part)
+        if all(copy.key in tried for copy in copies):  # there, and yet it cannot be read
+            return await folder.body(copies[0])
+
+
+async def _copies(folder: S3Folder, part: Part) -> list[Candidate]:
+    """Those of a part. Raises DataLoss when there is none."""
+    copies = [c async for c in folder.candidates(part.number) if c.part == part]
+    if not copies:
+        raise DataLoss(f"chunk {part.number} of the upload is lost")
+    return copies

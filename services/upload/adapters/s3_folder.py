@@ -3,8 +3,11 @@
 A part is ``parts/<upload>/<n>-<sha256>-<writer>``, the beginning of one is ``parts/<upload>/<n>-tail-<writer>``.
 The writer's token makes every key new, so no write replaces another, not even one of the same bytes. After a put
 the candidates of n are listed: when one contradicts what was put, the writer removes its own object, which is
-nobody else's, and is refused. So of contradicting writers, in whatever process, at most one is acknowledged, and
-what was acknowledged is only removed for what contains it.
+nobody else's, and is refused. So of contradicting writers, in whatever process, at most one is acknowledged.
+
+What another writer has put may still be taken back by it, so nobody is acknowledged for that: who stores the same
+bytes again puts an object too. Once a writer has looked and is content, its object only goes for another of the
+same kind, which holds the same bytes or, of a tail, more.
 """
 
 from __future__ import annotations
@@ -55,6 +58,14 @@ class Draft:
     sha256: str = ""
     within: Collection[str] = ()
 
+    def same(self, other: Candidate) -> bool:
+        """Whether one that does not contradict this draft has the same bytes, and is a part or a tail as it is."""
+        return (other.size, other.sha256) == (self.length, self.sha256)
+
+    def replaces(self, other: Candidate) -> bool:
+        """Whether one that does not contradict this draft is a tail that it makes needless."""
+        return not other.sha256 and other.size <= self.length and not self.same(other)
+
 
 class S3Folder:
     """The objects of ``upload``. Methods raise Unavailable and ResourceExhausted."""
@@ -73,24 +84,21 @@ class S3Folder:
     async def add(self, draft: Draft) -> bool:
         """Stores a part or a tail, in the place of the tails that it begins with; answers whether it is a part
         that was there already. Raises AlreadyExists (CHUNK_CONFLICT)."""
-        others, key = await self._agreeing(draft), ""
+        others = await self._agreeing(draft)
         existed = any(c.sha256 for c in others)
-        if not existed:
-            key = f"{self._path}{draft.number}-{draft.sha256 or 'tail'}-{secrets.token_hex(8)}"
-            try:
-                await asyncio.to_thread(draft.body.seek, 0)
-                await self._bucket.put(key, draft.body, sha256=draft.sha256)
-                draft.within = {key, *draft.within, *(c.key for c in others)}
-                others = await self._agreeing(draft)
-            except BaseException:
-                with contextlib.suppress(ServiceError):
-                    await self._bucket.delete(key)
-                raise
-            others = [c for c in others if c.key != key]
-        # Of writers of the same tail the one with the least key keeps it: else each would remove the others'.
-        least = key if not existed and not draft.sha256 else ""
-        within = [c for c in others if not c.sha256 and c.size <= draft.length]
-        await self._delete([c.key for c in within if c.size < draft.length or c.key > least])
+        key = f"{self._path}{draft.number}-{draft.sha256 or 'tail'}-{secrets.token_hex(8)}"
+        try:
+            await asyncio.to_thread(draft.body.seek, 0)
+            await self._bucket.put(key, draft.body, sha256=draft.sha256)
+            draft.within = {key, *draft.within, *(c.key for c in others)}
+            others = await self._agreeing(draft)
+        except BaseException:
+            with contextlib.suppress(ServiceError):
+                await self._bucket.delete(key)
+            raise
+        # From here on nobody takes this one back. Of several of the same bytes that one stays whose key is the
+        # least: else two writers would each remove the other's.
+        await self._delete([c.key for c in others if draft.replaces(c) or (draft.same(c) and c.key > key)])
         return existed
 
     async def _agreeing(self, draft: Draft) -> list[Candidate]:
