@@ -39,6 +39,7 @@ def open_channel(target: str, *, tokens: ServiceTokens | None = None, audience: 
         ("grpc.service_config", _service_config()),
         ("grpc.enable_retries", 1),
         ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # when a connection that gets no answer is given up, not 20 s
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
