@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from services.common.clock import Clock
+from services.common.errors import Aborted
 from services.common.progress import Progress
 from services.upload import domain
 from services.upload.domain import Upload
@@ -17,6 +18,7 @@ from services.upload.grid import Grid
 from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore
 from services.upload.quotas import Quotas
+from services.upload.reasons import Reason
 from services.upload.records import UploadRecords, record_key
 from services.upload.stream import AppendStream
 
@@ -58,7 +60,8 @@ class Appends:
 
         async def count() -> None:
             stream.verify()
-            await self._still_open(upload)
+            if (await self._still_open(upload)).grid != upload.grid:  # so this stream cut its bytes wrongly
+                raise Aborted("the upload's length was told meanwhile", reason=Reason.CHUNK_SUPERSEDED)
 
         async def pieces() -> AsyncIterator[bytes]:
             place = start.offset

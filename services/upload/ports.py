@@ -98,9 +98,9 @@ class PartStore(Protocol):
 
         Awaits ``admit`` with the offset, then takes ``pieces`` as they come, cut on the grid. Each piece that was
         taken counts as the tail, also when ``pieces`` raises later, and survives a kill: at the latest when this
-        returns or raises. A tail that reaches its part's length becomes the part, after ``count`` was awaited (a
-        piece that ``count`` refuses need not stay); so it does without any piece. Bytes for a part that is stored
-        already must be that part's, and write nothing.
+        returns or raises. A tail that reaches its part's length becomes the part, after ``count`` was awaited
+        (what ``count`` refuses need not stay); so it does without any piece. Bytes for a part that is stored
+        already must be that part's, and change nothing.
 
         ``at_once``: no byte counts until ``pieces`` ended and ``count``, awaited once, agreed.
 

@@ -63,7 +63,7 @@ class S3Append:
                 await settled(self._store_all())
         finally:
             if not self._at_once:
-                await settled(self._store_all())
+                await settled(self._store_tail())
 
     async def _take(self, number: int, view: memoryview, offset: int) -> None:
         """Gathers bytes of one part, or compares them when it is stored."""
@@ -130,6 +130,11 @@ class S3Append:
         await self._count()
         await settled(self._folder.add(draft))
         draft.body.close()
+
+    async def _store_tail(self) -> None:
+        if self._draft is not None and self._draft.length > self._tail:
+            await self._count()  # whoever appended through another process may have told the length
+            await self._folder.add(self._draft)
 
     async def _store_all(self) -> None:
         for draft in self._whole:
