@@ -40,6 +40,6 @@ major=${version#v}
 ((${major%%.*} >= NODE)) || fail "Node.js $NODE or newer is needed, and $(command -v node) is $version"
 # npm keeps a copy of the lock file of what it installed last.
 if ! cmp --silent package-lock.json node_modules/.installed; then
-  npm ci --silent --no-audit --no-fund || fail "npm ci failed: run it in $PWD to see why"
+  npm ci --loglevel=error --no-audit --no-fund || fail "npm ci failed: run it in $PWD to see why"
   cp package-lock.json node_modules/.installed
 fi
