@@ -6,7 +6,7 @@ one alone wins.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -31,7 +31,9 @@ from services.upload.reasons import Reason
 from services.upload.sweeping import Swept
 
 _NETWORKS = {"wifi", "5g", "4g", "3g", "2g", "ethernet", ""}
+_DEVICES = {"mobile", "phone", "tablet", "desktop", "tv", ""}
 _SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 21_600, 86_400)
+_BYTES_PER_SECOND = tuple(16_384 * 4**step for step in range(8))
 
 
 class UploadMetrics:
@@ -62,6 +64,14 @@ class UploadMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.speed = Histogram(
+            "twotruths_upload_bytes_per_second",
+            "A file's size by the time from initiate until it was whole, by the kinds of network and device that "
+            "the client named.",
+            ["network_type", "device_type"],
+            buckets=_BYTES_PER_SECOND,
+            registry=registry,
+        )
 
     def swept(self, swept: Swept) -> None:
         """Counts a sweep."""
@@ -76,17 +86,21 @@ class UploadMetrics:
     def written(self, upload: Upload) -> None:
         """Counts the end of an upload, when that is what was just written."""
         if upload.state is UploadState.COMPLETED and upload.completed_at == upload.updated_at:
-            network = upload.network_type if upload.network_type in _NETWORKS else "other"
+            network = _kind(upload.network_type, _NETWORKS)
+            seconds = max(0.001, (upload.updated_at - upload.created_at).total_seconds())
             self.completed.inc()
-            self.seconds.labels(network or "unknown").observe(
-                (upload.updated_at - upload.created_at).total_seconds()
-            )
+            self.seconds.labels(network).observe(seconds)
+            self.speed.labels(network, _kind(upload.device_type, _DEVICES)).observe(upload.size / seconds)
         elif upload.state is UploadState.FAILED:
             self.failed.labels(upload.error_type).inc()
         elif upload.state is UploadState.EXPIRED:
             self.expired.inc()
         elif upload.state is UploadState.CANCELLED and upload.completed_at is None:
             self.cancelled.inc()
+
+
+def _kind(named: str, known: Set[str]) -> str:
+    return (named or "unknown") if named in known else "other"
 
 
 class MeteredUploads:

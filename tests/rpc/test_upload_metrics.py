@@ -37,14 +37,14 @@ async def scraped(mesh: Mesh) -> dict[str, float]:
         for family in families
         for sample in family.samples
         if sample.name.startswith("twotruths_")
-        and not sample.name.endswith(("_created", "_bucket", "_seconds_sum"))
+        and not sample.name.endswith(("_created", "_bucket", "_seconds_sum", "_second_sum"))
         and sample.value
     }
 
 
 async def test_a_flow_is_counted_step_by_step(mesh: Mesh) -> None:
     assert await scraped(mesh) == {}
-    first = await mesh.alice.initiate(network_type="wifi")
+    first = await mesh.alice.initiate(network_type="wifi", device_type="toaster")
     await mesh.alice.put(first.session_id, *range(TOTAL))
     await mesh.alice.put(first.session_id, 1)
     with pytest.raises(AlreadyExists):
@@ -74,6 +74,7 @@ async def test_a_flow_is_counted_step_by_step(mesh: Mesh) -> None:
         "upload_conflicts_total": 1,
         "upload_quota_refusals_total{QUOTA_OPEN_UPLOADS}": 1,
         "upload_duration_seconds_count{wifi}": 1,
+        "upload_bytes_per_second_count{other}{wifi}": 1,
     }
 
 
