@@ -30,7 +30,7 @@ from services.upload.reasons import Reason
 from services.upload.records import UploadRecords
 from services.upload.requests import NewFile, new_upload
 from services.upload.stream import AppendMessage, AppendStart, AppendStream
-from tests.unit.upload_bucket import MemoryBucket
+from tests.memory_bucket import MemoryBucket
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 BODY = b"01234567"

@@ -16,7 +16,7 @@ from services.upload.adapters.s3_folder import Draft, S3Folder
 from services.upload.adapters.s3_parts import S3PartStore
 from services.upload.domain import Whole
 from services.upload.grid import Grid, Part
-from tests.unit.upload_bucket import MemoryBucket, writer
+from tests.memory_bucket import MemoryBucket, writer
 
 T = TypeVar("T")
 
