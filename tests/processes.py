@@ -97,7 +97,8 @@ class Pair:
 
     def file(self, upload_id: str) -> bytes:
         """The completed file as it lies in the store."""
-        return (self.data / "objects" / "uploads" / upload_id).read_bytes()
+        (path,) = (self.data / "objects" / "uploads").glob(f"*.{upload_id}")
+        return path.read_bytes()
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -48,9 +48,10 @@ class StateStore(Protocol[T]):
     async def delete(self, key: str, revision: int) -> None:
         """Removes the record read at ``revision``. Raises RevisionConflict; a missing key is one."""
 
-    def list(self, prefix: str = "", *, unread: Callable[[str], None] | None = None) -> AsyncIterator[Entry[T]]:
-        """The records whose key begins with the whole tokens of ``prefix`` ("" is all), in any order. One that
-        cannot be read is logged and left out; ``unread`` is told its key."""
+    def list(self, prefix: str = "") -> AsyncGenerator[Entry[T], None]:
+        """The records whose key begins with the whole tokens of ``prefix`` ("" is all), the one that was last
+        written longest ago first, read as they are asked for. One that cannot be read is logged and left out.
+        Close it (contextlib.aclosing) where reading may stop before the end."""
 
 
 def owner_prefix(owner: str) -> str:

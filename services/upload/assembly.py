@@ -37,6 +37,9 @@ from services.upload.scanning import Infected, Quarantine
 
 log = logging.getLogger(__name__)
 
+FILES = "uploads/"
+"""What the keys of uploaded files begin with."""
+
 FORGOTTEN = {UploadState.FAILED, UploadState.CANCELLED, UploadState.EXPIRED}
 """States of uploads that came to nothing."""
 
@@ -198,5 +201,5 @@ class Assembly:
 
 
 def object_key(upload: Upload) -> str:
-    """Where the upload's file is, once assembled."""
-    return f"uploads/{upload.id}"
+    """Where the upload's file is, once assembled: its record's key tells whose it is."""
+    return f"{FILES}{owned_key(upload.owner, upload.id)}"

@@ -139,6 +139,12 @@ class Upload:
         """Whether nothing can change any more."""
         return self.state_at(now) not in {UploadState.OPEN, UploadState.ASSEMBLING}
 
+    @property
+    def final(self) -> bool:
+        """Whether nothing can change any more, however late it gets: not so of a completed partial upload."""
+        partial = self.state is UploadState.COMPLETED and self.purpose is UploadPurpose.PARTIAL
+        return not partial and self.state not in {UploadState.OPEN, UploadState.ASSEMBLING}
+
     def due(self, now: datetime) -> bool:
         """Whether something remains to be done that no caller may come to do."""
         return self.state is UploadState.ASSEMBLING or self.gathers or self.state is not self.state_at(now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -11,11 +11,12 @@ from services.common import context
 from services.common.clock import Clock
 from services.common.errors import Aborted
 from services.common.progress import Progress
-from services.common.state import RevisionConflict, mutate, owned_key, owner_prefix
+from services.common.state import RevisionConflict, mutate, owned_key
 from services.upload import domain
 from services.upload.domain import Upload, UploadState, UploadStatus
+from services.upload.index import UploadIndex
 from services.upload.ports import Hints, PartStore, UploadStore
-from services.upload.requests import canonical_id
+from services.upload.requests import canonical_id, replayed, require_same
 
 _SAME_FILE = ("promised_sha256", "size", "length_deferred", "mime_type", "purpose")
 
@@ -46,6 +47,7 @@ class UploadRecords:
     def __init__(
         self,
         uploads: UploadStore,
+        index: UploadIndex,
         parts: PartStore,
         hints: Hints,
         *,
@@ -53,6 +55,7 @@ class UploadRecords:
         clock: Clock,
     ) -> None:
         self._uploads = uploads
+        self._index = index
         self._parts = parts
         self._hints = hints
         self._ttl = ttl
@@ -70,6 +73,28 @@ class UploadRecords:
         """What is written under this upload's owner and id."""
         entry = await self._uploads.get(record_key(upload))
         return None if entry is None else entry.value
+
+    async def answered(self, asked: Upload) -> Upload | None:
+        """What the same request was answered before: the upload that it made, or that it was given. Raises
+        AlreadyExists (REQUEST_ID_REUSED) when it had other parameters."""
+        made = await self.find(asked)
+        if made is not None:
+            return replayed(made, asked)
+        noted = await self._index.answered(record_key(asked))
+        if noted is None:
+            return None
+        require_same(noted.request_fingerprint, asked)
+        entry = await self._uploads.get(owned_key(asked.owner, noted.upload_id))
+        return None if entry is None else entry.value
+
+    async def answer(self, asked: Upload, given: Upload) -> Upload:
+        """Lets the request for ``asked`` have been answered with ``given``, for as long as it may stay open and as
+        one that came to nothing is remembered; or answers what a rival's was. Raises like :meth:`answered`."""
+        life = (given.expires_at - self._clock()).total_seconds()
+        ended = self._ttl(replace(given, state=UploadState.EXPIRED)) or 0
+        if await self._index.answer(record_key(asked), asked, given, ttl=life + ended):
+            return given
+        return await self.answered(asked) or given
 
     async def create(self, upload: Upload) -> tuple[Upload, bool]:
         """Writes a new record, or answers the one that is there; and whether it is new."""
@@ -122,17 +147,27 @@ class UploadRecords:
         """An open upload of the same owner for the same file: its digest, size, type and purpose."""
         if not asked.promised_sha256:
             return None
-        for upload in await self.open_uploads():
-            if all(getattr(upload, name) == getattr(asked, name) for name in _SAME_FILE):
-                return upload
+        for noted in await self._index.of(asked.owner):
+            if noted.promised_sha256 == asked.promised_sha256:
+                upload = await self._open(asked.owner, noted.upload_id)
+                if upload is not None and all(getattr(upload, n) == getattr(asked, n) for n in _SAME_FILE):
+                    return upload
         return None
 
-    async def open_uploads(self) -> list[Upload]:
-        """The caller's uploads that take bytes, newest first."""
-        now = self._clock()
-        uploads = [entry.value async for entry in self._uploads.list(owner_prefix(context.owner()))]
-        taking = [u for u in uploads if u.state_at(now) is UploadState.OPEN and not u.source_ids]
-        return sorted(taking, key=lambda u: (u.created_at, u.id), reverse=True)
+    async def open_uploads(self, after: tuple[datetime, str] | None = None) -> AsyncGenerator[Upload, None]:
+        """The caller's uploads that take bytes, newest first, from after that made at this time with this id."""
+        owner = context.owner()
+        for noted in await self._index.of(owner):
+            if after is None or (noted.created_at, noted.upload_id) < after:
+                upload = await self._open(owner, noted.upload_id)
+                if upload is not None:
+                    yield upload
+
+    async def _open(self, owner: str, id_: str) -> Upload | None:
+        entry = await self._uploads.get(owned_key(owner, id_))
+        if entry is None or entry.value.state_at(self._clock()) is not UploadState.OPEN or entry.value.source_ids:
+            return None
+        return entry.value
 
     async def _siblings_completed(self, upload: Upload) -> bool:
         for id_ in upload.sibling_ids:

@@ -163,9 +163,14 @@ def settled(upload: Upload, limits: Limits) -> Upload:
 
 def replayed(existing: Upload, asked: Upload) -> Upload:
     """The upload that the same request made before. Raises AlreadyExists (REQUEST_ID_REUSED) for another one."""
-    if existing.request_fingerprint != asked.request_fingerprint:
-        raise AlreadyExists("this id was used before with other parameters", reason=Reason.REQUEST_ID_REUSED)
+    require_same(existing.request_fingerprint, asked)
     return existing
+
+
+def require_same(fingerprint: str, asked: Upload) -> None:
+    """Raises AlreadyExists (REQUEST_ID_REUSED) unless this is the fingerprint of the same request."""
+    if fingerprint != asked.request_fingerprint:
+        raise AlreadyExists("this id was used before with other parameters", reason=Reason.REQUEST_ID_REUSED)
 
 
 def canonical_id(text: str, field_name: str = "session_id") -> str:

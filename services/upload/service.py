@@ -104,15 +104,15 @@ class UploadService:
         """Makes an upload and tells how the caller's quotas stand, or answers the one that the same request made
         before, or an open one of the caller for the same file by its digest."""
         asked = new_upload(context.owner(), file, now=self._clock(), expiry=self._expiry)
-        left: Sequence[Allowance] = ()
-        existing = await self._records.find(asked) if file.request_id else None
-        if existing is None and (resumed := await self._records.open_like(asked)) is not None:
-            return await self._records.view(resumed), left
-        if existing is None:
-            new = settled(asked, self._policy.limits)
-            left = await self._quotas.reserve(new.owner, {new.id: new.size})
-            existing, _ = await self._records.create(new)
-        return await self._records.view(replayed(existing, asked)), left
+        if file.request_id and (answered := await self._records.answered(asked)) is not None:
+            return await self._records.view(answered), ()
+        if (resumed := await self._records.open_like(asked)) is not None:
+            given = await self._records.answer(asked, resumed) if file.request_id else resumed
+            return await self._records.view(given), ()
+        new = settled(asked, self._policy.limits)
+        left = await self._quotas.reserve(new.owner, {new.id: new.size})
+        made, _ = await self._records.create(new)
+        return await self._records.view(replayed(made, asked)), left
 
     async def initiate_batch(
         self, owner: str, merge_session_id: str, clips: Sequence[NewClip]
@@ -188,9 +188,14 @@ class UploadService:
     async def list_open(self, page_size: int, page_token: str) -> tuple[list[UploadView], str]:
         """A page of the caller's uploads that still take bytes, newest first, and the token of the next one."""
         after = read_token(page_token) if page_token else None
-        found = [u for u in await self._records.open_uploads() if after is None or (u.created_at, u.id) < after]
-        page = found[: page_size or _PAGE]
-        token = write_token(page[-1].created_at, page[-1].id) if len(found) > len(page) else ""
+        page: list[Upload] = []
+        token = ""
+        async with contextlib.aclosing(self._records.open_uploads(after)) as found:
+            async for upload in found:
+                if len(page) == (page_size or _PAGE):
+                    token = write_token(page[-1].created_at, page[-1].id)
+                    break
+                page.append(upload)
         return [await self._records.view(upload) for upload in page], token
 
     async def watch(self, session_id: str) -> AsyncIterator[UploadView]:
@@ -221,7 +226,7 @@ class UploadService:
     async def concat(self, whole: NewWhole) -> UploadView:
         """Makes one file of completed partial uploads; a replay answers the same."""
         asked = new_whole(context.owner(), whole, now=self._clock(), expiry=self._expiry)
-        upload = await self._records.find(asked) if whole.request_id else None
+        upload = await self._records.answered(asked) if whole.request_id else None
         if upload is None:
             sizes = [(await self._partial(id_, n)).size for n, id_ in enumerate(asked.source_ids)]
             new = settled(replace(asked, size=sum(sizes)), self._policy.limits)

@@ -27,6 +27,7 @@ from services.upload.analytics import Analytics, Replays
 from services.upload.assembly import Assembly, Retention
 from services.upload.config import UploadSettings
 from services.upload.domain import Upload
+from services.upload.index import IndexedUploads, IndexStore, Noted, UploadIndex
 from services.upload.limits import Limits
 from services.upload.metering import MeteredParts, MeteredScanner, MeteredUploads, UploadMetrics
 from services.upload.ports import Events, Hints, PartStore, Scanner, UploadStore
@@ -38,7 +39,9 @@ from services.upload.sweeping import Sweep
 from twotruths.upload.v1 import record_pb2, upload_service_pb2_grpc
 
 BUCKET = "uploads"
+INDEX = "uploads_index"
 QUOTAS = "quotas"
+_MARKER_KEPT_SECONDS = 60  # nobody follows the index, and each sweep reads what its deletes leave
 _USAGE_KEPT_SECONDS = 2 * 86_400  # beyond the life of an upload
 
 
@@ -47,6 +50,7 @@ class Shared:
     """What the replicas of the service share through the broker."""
 
     uploads: UploadStore
+    index: IndexStore
     usages: UsageStore
     hints: Hints
     events: Events
@@ -79,7 +83,8 @@ async def build(
         stores = stores or await _open_stores(stack, settings, background)
         parts, objects = MeteredParts(stores.parts, metrics, replays), stores.objects
         shared = shared or await _shared(settings, stack)
-        uploads, hints = MeteredUploads(shared.uploads, metrics), shared.hints
+        index, hints = UploadIndex(shared.index, clock=clock), shared.hints
+        uploads = IndexedUploads(MeteredUploads(shared.uploads, metrics), index)
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
         assembly = Assembly(
             uploads,
@@ -92,7 +97,7 @@ async def build(
             clock=clock,
         )
         stack.push_async_callback(assembly.close)
-        records = UploadRecords(uploads, parts, hints, ttl=assembly.ttl, clock=clock)
+        records = UploadRecords(uploads, index, parts, hints, ttl=assembly.ttl, clock=clock)
         policy = _policy(settings)
         quotas = Quotas(
             shared.usages,
@@ -114,7 +119,7 @@ async def build(
         server.add(
             rpc.SERVICE, upload_service_pb2_grpc.add_UploadServiceServicer_to_server, rpc.UploadServicer(service)
         )
-        sweep = Sweep(uploads, parts, objects, hints, assembly, retention=retention, clock=clock)
+        sweep = Sweep(uploads, index, parts, objects, hints, assembly, retention=retention, clock=clock)
         background.append(functools.partial(sweep.run_every, settings.upload_sweep_seconds, metrics.swept))
         yield App(server, background=background, metrics=registry)
 
@@ -147,11 +152,19 @@ async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:
         client, BUCKET, RecordCodec(Upload, record_pb2.UploadRecord, remember=256), replicas=replicas
     )
     usages = JetStreamStateStore(client, QUOTAS, RecordCodec(Usage, record_pb2.QuotaRecord), replicas=replicas)
+    index = JetStreamStateStore(
+        client,
+        INDEX,
+        RecordCodec(Noted, record_pb2.UploadIndexRecord),
+        replicas=replicas,
+        marker_ttl=_MARKER_KEPT_SECONDS,
+    )
     await uploads.ensure()
+    await index.ensure()
     await usages.ensure()
     events = JetStreamEvents(client, replicas=replicas)
     await events.ensure()
-    return Shared(uploads, usages, NatsProgressBus(client), events)
+    return Shared(uploads, index, usages, NatsProgressBus(client), events)
 
 
 def _scanner(settings: UploadSettings, metrics: UploadMetrics) -> Scanner | None:

@@ -17,6 +17,7 @@ from services.common.errors import (
     ResourceExhausted,
     ServiceError,
 )
+from services.common.state import owned_key
 from tests.rpc.upload_fixtures import (  # noqa: F401  pytest finds fixtures by name
     CHUNK,
     DIGEST,
@@ -51,7 +52,7 @@ async def test_chunks_over_parallel_streams_in_any_order_become_the_file(mesh: M
     assert mesh.object(id_) == FILE
     assert mesh.stored_parts(id_) == set()
     file = await mesh.alice.file(id_)
-    assert (file.size, file.sha256, file.object_key) == (len(FILE), DIGEST, f"uploads/{id_}")
+    assert (file.size, file.sha256, file.object_key) == (len(FILE), DIGEST, f"uploads/{owned_key('alice', id_)}")
 
 
 async def test_a_broken_stream_keeps_its_ended_chunks_and_the_upload_goes_on(mesh: Mesh) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from services.common.errors import AlreadyExists, InvalidArgument, PermissionDenied
+from services.common.state import owned_key
 from tests.rpc.upload_fixtures import (  # noqa: F401  pytest finds fixtures by name
     DIGEST,
     FILE,
@@ -48,15 +49,20 @@ async def test_the_same_file_again_gives_the_open_upload(mesh: Mesh) -> None:
     player = mesh.newcomer()
     first = await player.initiate(file_hash=DIGEST)
     await player.append(first.session_id, 0, FILE[:1500])
-    again = await player.initiate(file_hash=DIGEST.upper(), request_id=uuid.uuid4().hex, chunk_size=500)
+    name = uuid.uuid4().hex
+    again = await player.initiate(file_hash=DIGEST.upper(), request_id=name, chunk_size=500)
     assert (again.session_id, again.chunk_size, again.upload_offset) == (first.session_id, 1000, 1500)
     for change in ({"file_size": 4301}, {"mime_type": "video/webm"}, {"file_hash": "a" * 64}, {"partial": True}):
         other = await player.initiate(**({"file_hash": DIGEST} | change))
         assert other.session_id != first.session_id
     assert (await mesh.mallory.initiate(file_hash=DIGEST)).session_id != first.session_id
     await player.append(first.session_id, 1500, FILE[1500:])
-    await player.complete(first.session_id)
+    done = await player.complete(first.session_id)
     assert (await player.initiate(file_hash=DIGEST)).session_id != first.session_id
+    assert await player.initiate(file_hash=DIGEST, request_id=name, chunk_size=500) == done
+    with pytest.raises(AlreadyExists) as refusal:
+        await player.initiate(file_hash=DIGEST, request_id=name, chunk_size=600)
+    assert refusal.value.reason == "REQUEST_ID_REUSED"
 
 
 async def test_complete_under_one_request_id_is_one_request(mesh: Mesh) -> None:
@@ -124,7 +130,7 @@ async def keys_of(mesh: Mesh, name: str) -> set[str]:
     assert (await mesh.alice.complete(id_)).filename == name
     paths |= {*mesh.root.rglob("*")}
     assert (await mesh.alice.file(id_)).filename == (await mesh.alice.get(id_)).filename == name
-    object_ = mesh.root / "objects" / "uploads" / id_
+    object_ = mesh.root / "objects" / "uploads" / owned_key("alice", id_)
     keys = {str(path.relative_to(mesh.root)).replace(id_, "ID") for path in paths}
     object_.unlink()
     return keys

@@ -15,6 +15,7 @@ import grpc
 
 from services.common.errors import Unavailable
 from services.common.keys import KeyRing
+from services.common.state import owned_key
 from tests.rpc.upload_fixtures import Caller
 from twotruths.upload.v1 import upload_pb2
 from twotruths.upload.v1 import upload_service_pb2 as pb
@@ -112,7 +113,7 @@ async def test_no_acknowledged_chunk_is_lost_when_the_process_is_killed_under_lo
         for id_, body in zip(ids, contents, strict=True):
             done = await alice.complete(id_)
             assert done.file_hash == hashlib.sha256(body).hexdigest()
-            assert (tmp_path / "objects" / "uploads" / id_).read_bytes() == body
+            assert (tmp_path / "objects" / "uploads" / owned_key("alice", id_)).read_bytes() == body
     assert await process.stop() == 0
 
 

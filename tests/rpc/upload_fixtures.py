@@ -25,6 +25,7 @@ from services.upload import wiring
 from services.upload.adapters.memory_events import MemoryEvents
 from services.upload.config import UploadSettings
 from services.upload.domain import Upload
+from services.upload.index import Noted
 from services.upload.ports import UploadStore
 from services.upload.quotas import Usage
 from twotruths.upload.v1 import upload_pb2
@@ -217,7 +218,7 @@ class Mesh:
                 await asyncio.sleep(0.005)
 
     def object(self, session_id: str) -> bytes | None:
-        path = self.root / "objects" / "uploads" / session_id
+        path = self.root / "objects" / "uploads" / owned_key("alice", session_id)
         return path.read_bytes() if path.exists() else None
 
     @asynccontextmanager
@@ -248,7 +249,8 @@ async def running(
     clock = Time()
     shared, events = None, MemoryEvents()
     if uploads is not None:
-        shared = wiring.Shared(uploads, MemoryStateStore[Usage](), MemoryProgressBus(), events)
+        index, usages = MemoryStateStore[Noted](), MemoryStateStore[Usage]()
+        shared = wiring.Shared(uploads, index, usages, MemoryProgressBus(), events)
     async with wiring.build(settings, shared=shared, clock=clock) as app:
         await app.server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.server.port}") as channel:

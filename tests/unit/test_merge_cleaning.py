@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,9 +60,7 @@ class CountedSessions(MemoryStateStore[Session]):
         super().__init__(now)
         self.swept = asyncio.Semaphore(0)
 
-    async def list(
-        self, prefix: str = "", *, unread: Callable[[str], None] | None = None
-    ) -> AsyncIterator[Entry[Session]]:
+    async def list(self, prefix: str = "") -> AsyncGenerator[Entry[Session], None]:
         self.swept.release()
         async for entry in super().list(prefix):
             yield entry

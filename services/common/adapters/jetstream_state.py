@@ -15,7 +15,7 @@ import builtins
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -56,14 +56,26 @@ class _Raw:
 
 
 class JetStreamStateStore(Generic[T]):
-    """Implements :class:`services.common.state.StateStore`. Call :meth:`ensure` before the first use."""
+    """Implements :class:`services.common.state.StateStore`. Call :meth:`ensure` before the first use.
 
-    def __init__(self, client: Client, bucket: str, codec: Codec[T], *, replicas: int = 1) -> None:
+    ``marker_ttl``: seconds for which a delete leaves its marker, for followers of the bucket to see.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        bucket: str,
+        codec: Codec[T],
+        *,
+        replicas: int = 1,
+        marker_ttl: float = _MARKER_TTL_SECONDS,
+    ) -> None:
         self._nc = client
         self._js = client.jetstream(timeout=REQUEST_SECONDS)
         self._bucket = bucket
         self._codec = codec
         self._replicas = replicas
+        self._marker_ttl = marker_ttl
 
     async def ensure(self) -> None:
         """Makes the bucket if it is missing. Raises Unavailable."""
@@ -104,11 +116,9 @@ class JetStreamStateStore(Generic[T]):
         return Entry(key, value, await self._write(key, self._codec.encode(value), revision, ttl))
 
     async def delete(self, key: str, revision: int) -> None:
-        await self._write(key, b"", revision, _MARKER_TTL_SECONDS, {"KV-Operation": "DEL"})
+        await self._write(key, b"", revision, self._marker_ttl, {"KV-Operation": "DEL"})
 
-    async def list(
-        self, prefix: str = "", *, unread: Callable[[str], None] | None = None
-    ) -> AsyncIterator[Entry[T]]:
+    async def list(self, prefix: str = "") -> AsyncGenerator[Entry[T], None]:
         # Read in pages with batched direct gets. A watch would leave a consumer behind at the server for minutes,
         # and listing the keys scans the whole bucket for the few of one owner.
         subjects = self._subject(f"{prefix}.>" if prefix else ">")
@@ -119,17 +129,14 @@ class JetStreamStateStore(Generic[T]):
                 f"bucket {self._bucket}",
             )
             for entry in page:
-                if not isinstance(entry, str):
-                    yield entry
-                elif unread is not None:
-                    unread(entry)
+                yield entry
 
-    async def _page(self, subjects: str, start: int) -> tuple[Sequence[Entry[T] | str], int]:
-        """The records from sequence ``start`` on (of those that cannot be read, the keys), and where the next page
-        begins, 0 after the last. See ADR-31 of the NATS architecture ("batched requests")."""
+    async def _page(self, subjects: str, start: int) -> tuple[Sequence[Entry[T]], int]:
+        """The records from sequence ``start`` on, and where the next page begins, 0 after the last. See ADR-31 of
+        the NATS architecture ("batched requests")."""
         inbox = self._nc.new_inbox()
         answers = await self._nc.subscribe(inbox)
-        page: builtins.list[Entry[T] | str] = []
+        page: builtins.list[Entry[T]] = []
         try:
             query = {"seq": start, "next_by_subj": subjects, "batch": _PAGE}
             await self._nc.publish(
@@ -150,7 +157,6 @@ class JetStreamStateStore(Generic[T]):
                     try:
                         page.append(Entry(key, self._codec.decode(message.data), sequence))
                     except ValueError:  # it must not hide the others
-                        page.append(key)
                         log.exception(
                             "record cannot be read", extra={"data": {"bucket": self._bucket, "key": key}}
                         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -50,9 +50,7 @@ class MemoryStateStore(Generic[T]):
         del self._records[key]
         self._tell(key, None)
 
-    async def list(
-        self, prefix: str = "", *, unread: Callable[[str], None] | None = None
-    ) -> AsyncIterator[Entry[T]]:
+    async def list(self, prefix: str = "") -> AsyncGenerator[Entry[T], None]:
         tokens = prefix.split(".") if prefix else []
         for key in list(self._records):
             entry = await self.get(key)
@@ -70,6 +68,7 @@ class MemoryStateStore(Generic[T]):
     def _write(self, key: str, value: T, ttl: float | None) -> Entry[T]:
         self._revision += 1
         entry = Entry(key, value, self._revision)
+        self._records.pop(key, None)  # so that what was written last comes last
         self._records[key] = (entry, float("inf") if ttl is None else self._now() + ttl)
         self._tell(key, value)
         return entry
