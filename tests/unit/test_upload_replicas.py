@@ -23,6 +23,7 @@ from services.upload.adapters.s3_parts import S3PartStore
 from services.upload.appends import Appends
 from services.upload.domain import Upload
 from services.upload.grid import Grid
+from services.upload.index import Noted, UploadIndex
 from services.upload.limits import Limits
 from services.upload.ports import PartStore
 from services.upload.quotas import Quotas, Usage
@@ -73,7 +74,8 @@ async def test_whoever_appends_while_the_length_is_told_elsewhere_stores_nothing
 
     def appends(parts: PartStore) -> Appends:
         hints = MemoryProgressBus()
-        records = UploadRecords(uploads, parts, hints, ttl=lambda _: None, clock=lambda: NOW)
+        index = UploadIndex(MemoryStateStore[Noted](), clock=lambda: NOW)
+        records = UploadRecords(uploads, index, parts, hints, ttl=lambda _: None, clock=lambda: NOW)
         quotas = Quotas(MemoryStateStore[Usage](), uploads, limits=Limits(), ttl=60, clock=lambda: NOW)
         return Appends(records, parts, hints, quotas, limits=Limits(), clock=lambda: NOW)
 
