@@ -23,8 +23,10 @@ from services.common.status import from_rpc_error
 from services.gateway import callers, problems
 from services.gateway.callers import Metadata
 from services.gateway.config import GatewaySettings
+from twotruths.merge.v1.video_pb2 import Video
 from twotruths.merge.v1.video_service_pb2 import GetVideoRequest
 from twotruths.merge.v1.video_service_pb2_grpc import VideoServiceStub
+from twotruths.upload.v1.upload_pb2 import File
 from twotruths.upload.v1.upload_service_pb2 import GetFileRequest
 from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
 
@@ -86,14 +88,7 @@ class Access:
                 timeout=self._settings.gateway_call_timeout_seconds,
             )
             video = answer.video
-            return Readable(
-                object_key=video.object_key,
-                size=video.size,
-                sha256=video.sha256,
-                mime_type=video.mime_type,
-                filename=f"{video.video_file_id}.mp4",
-                modified_at=_whole_seconds(video.created_at),
-            )
+            return _readable(video, f"{video.video_file_id}.mp4", video.created_at)
 
         return await self._remember((f"video/{video_id}", _digest(metadata)), ask)
 
@@ -108,14 +103,7 @@ class Access:
                 timeout=self._settings.gateway_call_timeout_seconds,
             )
             file = answer.file
-            return Readable(
-                object_key=file.object_key,
-                size=file.size,
-                sha256=file.sha256,
-                mime_type=file.mime_type,
-                filename=file.filename,
-                modified_at=_whole_seconds(file.completed_at),
-            )
+            return _readable(file, file.filename, file.completed_at)
 
         return await self._remember((f"file/{file_id}", _digest(metadata)), ask)
 
@@ -143,5 +131,12 @@ def _digest(metadata: Metadata) -> str:
     return hashlib.sha256(repr(metadata).encode()).hexdigest()
 
 
-def _whole_seconds(stamp: Timestamp) -> datetime:
-    return datetime.fromtimestamp(stamp.seconds, UTC)
+def _readable(stored: Video | File, filename: str, since: Timestamp) -> Readable:
+    return Readable(
+        object_key=stored.object_key,
+        size=stored.size,
+        sha256=stored.sha256,
+        mime_type=stored.mime_type,
+        filename=filename,
+        modified_at=datetime.fromtimestamp(since.seconds, UTC),
+    )
