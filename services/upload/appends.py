@@ -22,6 +22,8 @@ from services.upload.reasons import Reason
 from services.upload.records import UploadRecords, record_key
 from services.upload.stream import AppendStream
 
+_STEP = 1 << 20
+
 
 class Appends:
     """Takes the streams of AppendUpload. Methods raise what ``upload_service.proto`` names, and Unavailable."""
@@ -66,9 +68,9 @@ class Appends:
         async def pieces() -> AsyncIterator[bytes]:
             place = start.offset
             async for piece in stream.body():
+                if upload.length_deferred:
+                    await self._let_grow(upload, place, place + len(piece))
                 place += len(piece)
-                if upload.length_deferred and place > self._limits.max_file_size:
-                    self._limits.check_size(place, "data")
                 yield piece
 
         key = record_key(upload)
@@ -84,12 +86,22 @@ class Appends:
         latest.require_bytes(self._clock())
         return latest
 
+    async def _let_grow(self, upload: Upload, place: int, end: int) -> None:
+        """Counts bytes whose number nobody has announced."""
+        if end > self._limits.max_file_size:
+            self._limits.check_size(end, "data")
+        await self._quotas.grow(upload.owner, upload.id, self._counted(place), self._counted(end))
+
+    def _counted(self, place: int) -> int:
+        """How many bytes count when this many are there: whole steps, so that not each piece writes a record."""
+        return min(-(-place // _STEP) * _STEP, self._limits.max_file_size)
+
     async def _tell_length(self, upload: Upload, length: int, reached: int) -> Upload:
         told = upload.tell_length(length, reached, self._clock())
         if told is upload:
             return upload
         self._limits.check_size(length, "upload_length")
-        await self._quotas.reserve(upload.owner, {upload.id: length})
+        await self._quotas.grow(upload.owner, upload.id, self._counted(reached), length)
         return await self._records.change(upload, lambda u: u.tell_length(length, reached, self._clock()))
 
 

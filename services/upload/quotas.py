@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -127,6 +127,18 @@ class Usage:
             open=tuple(entered.values()),
         )
 
+    def grow(self, id_: str, had: int, size: int, limits: Limits, now: datetime) -> Usage:
+        """An upload that was initiated before, and of which ``had`` bytes were counted, has ``size``. What is
+        entered for it counts as counted too, so the same again costs nothing. Raises ResourceExhausted
+        (QUOTA_BYTES_PER_DAY)."""
+        usage = self.at(now)
+        counted = max([had, *(entered.bytes for entered in usage.open if entered.upload_id == id_)])
+        if size <= counted:
+            return self
+        usage._check(limits, 0, size - counted, now)
+        entered = (replace(e, bytes=size) if e.upload_id == id_ else e for e in usage.open)
+        return replace(usage, bytes=usage.bytes + size - counted, open=tuple(entered))
+
     def _settling(self, now: datetime) -> dict[str, Reservation]:
         """Those entered so recently that the same request may come again before it finds its record."""
         return {e.upload_id: e for e in self.open if now - e.reserved_at <= _SETTLING}
@@ -204,19 +216,30 @@ class Quotas:
         self._off = not (limits.max_open_uploads or limits.max_bytes_per_day or limits.max_initiates_per_minute)
 
     async def reserve(self, owner: str, sizes: Mapping[str, int]) -> tuple[Allowance, ...]:
-        """Lets ``owner`` have these uploads (id → size in bytes), all or none; also to be called when the size of
-        an upload becomes known later. The same again costs nothing. Answers how the rates stand then: not that of
-        the open uploads, of which some that are entered may have ended. Raises what :meth:`Usage.reserve`
-        raises."""
+        """Lets ``owner`` have these uploads (id → size in bytes), all or none. The same again costs nothing.
+        Answers how the rates stand then: not that of the open uploads, of which some that are entered may have
+        ended. Raises what :meth:`Usage.reserve` raises."""
         if self._off or not sizes:
             return ()
-        try:
+        with self._telling():
             usage = await self._reserve_or_strike_out(owner, sizes)
+        standing = usage.allowances(self._limits, self._clock())
+        return tuple(allowance for allowance in standing if allowance.reason is not Reason.QUOTA_OPEN_UPLOADS)
+
+    async def grow(self, owner: str, id_: str, had: int, size: int) -> None:
+        """Lets the owner's upload, of which ``had`` bytes were counted, have ``size``. Raises what
+        :meth:`Usage.grow` raises."""
+        if self._limits.max_bytes_per_day and size > had:
+            with self._telling():
+                await self._change(owner, lambda u: u.grow(id_, had, size, self._limits, self._clock()))
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
         except ResourceExhausted as refusal:
             self._refused(refusal.reason)
             raise
-        standing = usage.allowances(self._limits, self._clock())
-        return tuple(allowance for allowance in standing if allowance.reason is not Reason.QUOTA_OPEN_UPLOADS)
 
     async def _reserve_or_strike_out(self, owner: str, sizes: Mapping[str, int]) -> Usage:
         try:
@@ -227,18 +250,17 @@ class Quotas:
             return await self._reserve(owner, sizes)
 
     async def _reserve(self, owner: str, sizes: Mapping[str, int]) -> Usage:
+        return await self._change(owner, lambda u: u.reserve(sizes, self._limits, self._clock()))
+
+    async def _change(self, owner: str, change: Callable[[Usage], Usage]) -> Usage:
         key = owner_prefix(owner)
-
-        def change(usage: Usage) -> Usage:
-            return usage.reserve(sizes, self._limits, self._clock())
-
         for _ in range(_ATTEMPTS):
             entry = await mutate(self._usages, key, change, ttl=lambda _: self._ttl)
             if entry is not None:
                 return entry.value
             with contextlib.suppress(RevisionConflict):
                 return (await self._usages.create(key, change(Usage()), ttl=self._ttl)).value
-        raise Aborted("too many uploads are initiated at once; try again")
+        raise Aborted("too many calls of yours at once; try again")
 
     async def _strike_out(self, owner: str) -> bool:
         """Forgets the uploads that take no more bytes, and says whether there were any."""

@@ -228,8 +228,12 @@ class UploadService:
         asked = new_whole(context.owner(), whole, now=self._clock(), expiry=self._expiry)
         upload = await self._records.answered(asked) if whole.request_id else None
         if upload is None:
-            sizes = [(await self._partial(id_, n)).size for n, id_ in enumerate(asked.source_ids)]
-            new = settled(replace(asked, size=sum(sizes)), self._policy.limits)
+            partials = [await self._partial(id_, n) for n, id_ in enumerate(asked.source_ids)]
+            size = sum(partial.size for partial in partials)
+            new = settled(replace(asked, size=size), self._policy.limits)
+            # The bytes of the partial uploads were counted with them, once each.
+            counted = sum({partial.id: partial.size for partial in partials}.values())
+            await self._quotas.reserve(new.owner, {new.id: size - counted})
             upload, _ = await self._records.create(new)
         return await self.complete(replayed(upload, asked).id, "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from services.common.errors import NotFound, ResourceExhausted
 from services.common.keys import KeyRing
 from services.upload.domain import Upload
 from services.upload.reasons import Reason
-from tests.rpc.upload_fixtures import Mesh, clips, running
+from tests.rpc.upload_fixtures import FILE, Mesh, clips, running
 from twotruths.upload.v1 import upload_service_pb2 as pb
 
 
@@ -67,3 +68,70 @@ async def test_a_merge_session_over_the_quota_leaves_nothing_behind(replicas: tu
             await other.alice.get(clip.session_id)
     await one.merge.batch(session, "mallory")
     assert len(await other.merge.batch(session, "mallory")) == 3
+
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def counting(keys: KeyRing, tmp_path: Path) -> AsyncIterator[Mesh]:
+    """A service whose players may upload 4 MiB a day and initiate 5 uploads a minute."""
+    limits = {"upload_max_bytes_per_day": 4 * MIB, "upload_max_initiates_per_minute": 5}
+    async with running(keys, tmp_path, MemoryStateStore[Upload](), **limits) as mesh:
+        yield mesh
+
+
+async def test_bytes_that_nobody_announced_count_as_they_come(counting: Mesh) -> None:
+    alice = counting.alice
+    id_ = (await alice.initiate(file_size=0, defer_length=True, chunk_size=MIB)).session_id
+    await alice.append(id_, 0, *[bytes(MIB // 2)] * 6)
+    with pytest.raises(ResourceExhausted) as refusal:
+        await alice.append(id_, 3 * MIB, *[bytes(MIB // 2)] * 3)
+    assert refusal.value.reason == Reason.QUOTA_BYTES_PER_DAY
+    assert (await alice.get(id_)).upload_offset == 4 * MIB  # what came before counts, and stays
+    with pytest.raises(ResourceExhausted):
+        await alice.append(id_, 4 * MIB, length=4 * MIB + 1)
+    with pytest.raises(ResourceExhausted):
+        await alice.initiate(file_size=1)
+    await alice.append(id_, 4 * MIB, length=4 * MIB)  # they are counted already
+
+
+async def test_a_length_that_is_told_counts_but_for_what_came_before(counting: Mesh) -> None:
+    alice = counting.alice
+    id_ = (await alice.initiate(file_size=0, defer_length=True, chunk_size=MIB)).session_id
+    await alice.append(id_, 0, FILE[:1000])
+    await alice.append(id_, 1000, length=3 * MIB)
+    await alice.initiate(file_size=MIB, chunk_size=0)
+    with pytest.raises(ResourceExhausted):
+        await alice.initiate(file_size=1)
+
+
+async def test_the_bytes_of_a_concatenation_were_counted_with_its_parts(counting: Mesh) -> None:
+    alice = counting.alice
+    ids = []
+    for body in (FILE.ljust(MIB, b"."), bytes(MIB)):
+        id_ = (await alice.initiate(file_size=MIB, partial=True, chunk_size=MIB)).session_id
+        await alice.append(id_, 0, body[: MIB // 2], body[MIB // 2 :])
+        ids.append((await alice.complete(id_)).session_id)
+    with pytest.raises(ResourceExhausted) as refusal:
+        await alice.concat(*ids, *[ids[1]] * 3)  # 2 MiB that were counted, and 3 that were not
+    assert refusal.value.reason == Reason.QUOTA_BYTES_PER_DAY
+    assert (await alice.concat(*ids, ids[1])).file_size == 3 * MIB
+    await alice.initiate(file_size=MIB, chunk_size=0)
+    with pytest.raises(ResourceExhausted) as refusal:
+        await alice.initiate(file_size=1)
+    assert refusal.value.reason == Reason.QUOTA_BYTES_PER_DAY
+
+
+async def test_concatenations_count_as_initiates(counting: Mesh) -> None:
+    alice = counting.alice
+    ids = []
+    for _ in range(5):
+        id_ = (await alice.initiate(partial=True)).session_id
+        await alice.append(id_, 0, FILE)
+        ids.append((await alice.complete(id_)).session_id)
+    with pytest.raises(ResourceExhausted) as refusal:
+        await alice.concat(*ids)
+    assert refusal.value.reason == Reason.RATE_LIMITED
+    counting.clock.ahead = timedelta(minutes=1)
+    await alice.concat(*ids)

@@ -95,6 +95,24 @@ async def test_the_same_upload_again_costs_nothing_and_one_that_grew_what_it_gre
     await world.one.reserve("alice", {"a": 100})
 
 
+async def test_an_upload_that_grows_costs_what_it_grew_by_and_is_not_initiated_again() -> None:
+    for open_uploads in (0, 5):  # without the latter nothing is remembered of an upload after a minute
+        world = World(Limits(max_bytes_per_day=100, max_open_uploads=open_uploads, max_initiates_per_minute=1))
+        await world.one.reserve("alice", {"a": 0})
+        await world.one.grow("alice", "a", 0, 40)
+        await world.one.grow("alice", "a", 0, 40)
+        world.now += timedelta(minutes=5)
+        await world.other.grow("alice", "a", 40, 60)
+        with pytest.raises(ResourceExhausted) as refusal:
+            await world.other.grow("alice", "a", 60, 101)
+        assert refusal.value.reason == Reason.QUOTA_BYTES_PER_DAY
+        await world.other.grow("alice", "a", 60, 100)
+        assert (await world.refused("alice", {"b": 1})).reason == Reason.QUOTA_BYTES_PER_DAY
+        world.now += HOUR  # another day
+        await world.other.grow("alice", "a", 100, 150)
+        assert (await world.refused("alice", {"b": 51})).metadata["ratelimit_remaining"] == "50"
+
+
 async def test_a_merge_session_gets_all_its_uploads_or_none() -> None:
     world = World(Limits(max_open_uploads=3, max_bytes_per_day=1000))
     await world.one.reserve("alice", {"a": 1})
