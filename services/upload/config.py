@@ -35,8 +35,9 @@ class UploadSettings(CommonSettings):
     upload_record_ttl_seconds: float = Field(
         default=7 * 86_400, gt=0, description="how long failed, cancelled and expired uploads are remembered"
     )
+    # Longer than any file takes from its first byte in the object store to the record that it is there.
     upload_orphan_grace_seconds: float = Field(
-        default=86_400, ge=0, description="how long chunks without an upload record are kept"
+        default=86_400, ge=3600, description="how long chunks and files without an upload record are kept"
     )
     clamd: str = Field(
         default="",

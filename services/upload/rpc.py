@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from services.common.errors import InvalidArgument
-from services.common.keys import MEDIA_UPLOAD
+from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.upload.domain import Upload
 from services.upload.ports import StoredPart
@@ -22,7 +22,8 @@ from twotruths.upload.v1 import upload_service_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["UploadService"].full_name
 SCOPES = {
-    f"/{SERVICE}/{method.name}": MEDIA_UPLOAD for method in pb.DESCRIPTOR.services_by_name["UploadService"].methods
+    f"/{SERVICE}/{method.name}": MEDIA_READ if method.name == "GetFile" else MEDIA_UPLOAD
+    for method in pb.DESCRIPTOR.services_by_name["UploadService"].methods
 }
 """Full method name → scope that a player's token must have."""
 

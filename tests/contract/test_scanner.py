@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -143,6 +145,22 @@ async def test_a_clamd_that_is_not_there_is_not_clean(tmp_path: Path) -> None:
         """Its port is free again."""
     for gone in (address, str(tmp_path / "nothing")):
         await _refused(ClamdScanner(gone, timeout=30).scan(body()))
+
+
+async def test_a_clamd_that_takes_no_connection_is_given_up_long_before_a_scan_would_be() -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        with contextlib.ExitStack() as waiting:
+            for _ in range(8):  # its queue is full: what else comes is dropped, as by a firewall
+                one = waiting.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(full.getsockname())
+            address = f"127.0.0.1:{full.getsockname()[1]}"
+            await _refused(ClamdScanner(address, timeout=3600, connect_timeout=0.2).scan(body()))
 
 
 async def test_an_error_of_the_store_is_the_stores(scan: Scan) -> None:

@@ -313,3 +313,16 @@ async def test_every_creation_says_what_is_left_until_there_is_nothing(keys: Key
         policy,
     ]
     assert answers[-1]["Retry-After"] == answers[-1]["RateLimit"].rpartition("=")[2]
+
+
+async def test_a_file_is_read_with_the_scope_for_reading_and_not_with_that_for_uploads(
+    edge: Edge, keys: KeyRing
+) -> None:
+    id_ = await edge.create()
+    await edge.tus("PATCH", TUS + id_, {"Upload-Offset": "0"}, status=204, data=FILE)
+    for scope, files, uploads in (("media:read", 200, 403), ("media:upload", 403, 200)):
+        token = keys.player_token("alice", scopes=[scope])
+        for path, status in ((f"/api/v1/files/{id_}", files), (f"/api/v1/upload/{id_}/status", uploads)):
+            given = {"Authorization": f"Bearer {token}"}
+            async with edge.http.get(edge.base + path, headers=given) as response:
+                assert response.status == status

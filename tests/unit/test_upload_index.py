@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from services.common.adapters.memory import MemoryStateStore
 from services.common.codec import RecordCodec
 from services.common.context import CallContext, Principal, serving
 from services.common.errors import AlreadyExists, Unavailable
 from services.common.state import Entry, mutate, owned_key
+from services.upload.config import UploadSettings
 from services.upload.domain import Upload, UploadState
 from services.upload.grid import Part
 from services.upload.index import Noted
@@ -254,6 +256,11 @@ async def test_of_two_requests_under_one_name_the_later_gets_the_answer_of_the_e
     assert await house.records.answer(asked, first.upload) == first.upload
     rival = replace(first.upload, id=str(uuid.uuid4()))
     assert await house.records.answer(asked, rival) == first.upload
+
+
+def test_the_grace_of_orphans_is_longer_than_any_file_takes_to_its_record() -> None:
+    with pytest.raises(ValidationError):
+        UploadSettings(upload_orphan_grace_seconds=3599)
 
 
 def test_an_entry_is_kept_whole() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -296,6 +297,40 @@ async def test_a_file_that_is_never_scanned_is_given_up_when_its_upload_expires(
     failed = await guarded.record(key)
     assert (failed.state, failed.error_type) == (UploadState.FAILED, NOT_SCANNED)
     assert await objects(guarded) == set()
+
+
+class SilentScanner:
+    """Takes a file and says nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.let_go = asyncio.Event()
+
+    async def scan(self, pieces: AsyncIterator[bytes]) -> str:
+        self.asked += 1
+        await self.let_go.wait()
+        return ""
+
+
+async def test_a_scanner_that_hangs_holds_up_no_sweep_and_is_asked_of_few_files_at_once(tmp_path: Path) -> None:
+    scanner = SilentScanner()
+    house = House(tmp_path, MemoryStateStore[Upload](), scanner, patience=0)
+    keys = [await house.cut_off() for _ in range(10)]
+    other = new_upload("alice", NewFile("a", 100, "video/mp4", 100), now=house.now, expiry=timedelta(hours=1))
+    other_key = owned_key("alice", other.id)
+    await house.uploads.create(other_key, other)
+    house.now += timedelta(hours=1)
+    async with asyncio.timeout(10):
+        while scanner.asked < 4:
+            await house.sweep.run()
+            await asyncio.sleep(0.005)  # assembling is done in threads
+        assert await house.state(other_key) is UploadState.EXPIRED
+        for _ in range(3):
+            await house.sweep.run()
+        assert scanner.asked == 4
+        scanner.let_go.set()
+        while {await house.state(key) for key in keys} != {UploadState.COMPLETED}:
+            await asyncio.sleep(0.005)
 
 
 async def cut_off_whole(house: House) -> tuple[str, list[str]]:

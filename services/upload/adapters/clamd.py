@@ -21,14 +21,15 @@ _FOUND = re.compile(rb"stream: (?!Heuristics\.Limits\.Exceeded)([\x21-\x7e]{1,20
 
 class ClamdScanner:
     """Implements :class:`services.upload.ports.Scanner`. ``address``: "host:port" or the path of a socket;
-    ``timeout``: seconds for a whole scan."""
+    ``timeout``: seconds for a whole scan, ``connect_timeout``: until clamd takes the connection."""
 
-    def __init__(self, address: str, *, timeout: float) -> None:
+    def __init__(self, address: str, *, timeout: float, connect_timeout: float = 5) -> None:
         host, _, port = address.rpartition(":")
         if not address.startswith("/") and not (host and port.isdecimal()):
             raise ValueError(f"clamd must be <host>:<port> or the path of a socket, not {address!r}")
         self._address = address
         self._timeout = timeout
+        self._connect_timeout = connect_timeout
 
     async def scan(self, pieces: AsyncIterator[bytes]) -> str:
         try:
@@ -44,11 +45,8 @@ class ClamdScanner:
 
     async def _ask(self, pieces: AsyncIterator[bytes]) -> bytes:
         """The answer up to its NUL. Raises OSError, EOFError when clamd hangs up, LimitOverrunError."""
-        if self._address.startswith("/"):
-            reader, writer = await asyncio.open_unix_connection(self._address, limit=_MAX_ANSWER)
-        else:
-            host, _, port = self._address.rpartition(":")
-            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), limit=_MAX_ANSWER)
+        async with asyncio.timeout(self._connect_timeout):
+            reader, writer = await self._connect()
         try:
             writer.write(b"zINSTREAM\0")
             async for piece in pieces:
@@ -60,6 +58,12 @@ class ClamdScanner:
             return await reader.readuntil(b"\0")
         finally:
             writer.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._address.startswith("/"):
+            return await asyncio.open_unix_connection(self._address, limit=_MAX_ANSWER)
+        host, _, port = self._address.rpartition(":")
+        return await asyncio.open_connection(host.strip("[]"), int(port), limit=_MAX_ANSWER)
 
 
 def _not_scanned(why: str) -> Unavailable:
