@@ -1,20 +1,18 @@
 """Finishing what was begun: assembling uploads whose manifest is fixed.
 
-An upload that is made of partial uploads is first filled from their files. Every step may be cut off by a kill
-and is simply done again, by the next complete call or by the sweep: the manifest in the record says what the file
-is made of, the part store knows whether the object is there.
+An upload that is made of partial uploads is first filled from their files (:mod:`.gathering`). Every step may be
+cut off by a kill and is simply done again, by the next complete call or by the sweep: the manifest in the record
+says what the file is made of, the part store knows whether the object is there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from services.common.clock import Clock
-from services.common.errors import DataLoss, NotFound, Unavailable
+from services.common.errors import DataLoss, Unavailable
 from services.common.objects import ObjectStore
 from services.common.progress import Progress
 from services.common.state import Entry, mutate, owned_key
@@ -23,6 +21,7 @@ from services.upload.domain import (
     DATA_LOST,
     INFECTED,
     NOT_SCANNED,
+    PARTIAL_GONE,
     TYPE_MISMATCH,
     DigestRefused,
     TypeRefused,
@@ -30,7 +29,8 @@ from services.upload.domain import (
     UploadState,
     Whole,
 )
-from services.upload.grid import Grid
+from services.upload.gathering import Gathering, PartialGone
+from services.upload.index import UploadIndex
 from services.upload.ports import Hints, PartStore, UploadStore
 from services.upload.reasons import Reason
 from services.upload.scanning import Infected, Quarantine
@@ -59,6 +59,7 @@ class Assembly:
     def __init__(
         self,
         uploads: UploadStore,
+        index: UploadIndex,
         parts: PartStore,
         objects: ObjectStore,
         hints: Hints,
@@ -70,12 +71,12 @@ class Assembly:
     ) -> None:
         self._uploads = uploads
         self._parts = parts
-        self._objects = objects
         self._hints = hints
         self._quarantine = quarantine
         self._analytics = analytics
         self._retention = retention
         self._clock = clock
+        self._gathering = Gathering(uploads, index, parts, objects, ttl=self.ttl, clock=clock)
         self._running: dict[str, asyncio.Task[str | None]] = {}
 
     def ttl(self, upload: Upload) -> float | None:
@@ -137,49 +138,21 @@ class Assembly:
         entry = await mutate(self._uploads, key, lambda u: u.complete(whole, object_key(u), self._clock()))
         await self._discard_ended(key, entry)
         if entry is not None and entry.value.state is UploadState.COMPLETED:
-            await self._release(entry.value)
+            await self._gathering.release(entry.value)
             await self._analytics.completed(key, entry.value)
 
     async def _gather(self, key: str, upload: Upload) -> Entry[Upload] | None:
-        """Puts the files of the partial uploads into the upload that is made of them, from where an earlier call
-        was cut off, and fixes the manifest."""
-        begin = 0
-
-        async def admit(reached: int) -> Grid:
-            nonlocal begin
-            begin = reached
-            return upload.grid
-
-        async def files() -> AsyncGenerator[bytes, None]:
-            place = 0
-            for id_ in upload.source_ids:
-                source = await self._uploads.get(owned_key(upload.owner, id_))
-                if source is None or source.value.state is not UploadState.COMPLETED:
-                    raise NotFound(f"partial upload {id_} is gone")
-                if begin < place + source.value.size:
-                    skipped = max(begin - place, 0)
-                    async with contextlib.aclosing(self._objects.read(source.value.object_key, skipped)) as pieces:
-                        async for piece in pieces:
-                            yield piece
-                place += source.value.size
-
+        """Fills an upload that is made of partial ones and fixes its manifest; None when that cannot be."""
         try:
-            async with contextlib.aclosing(files()) as pieces:
-                await self._parts.append_tail(key, upload.grid, admit, pieces, lambda: asyncio.sleep(0))
-        except NotFound as error:
+            manifest = await self._gathering.gather(key, upload)
+        except PartialGone as error:
+            await self._fail(key, PARTIAL_GONE, str(error))
+            return None
+        except DataLoss as error:
+            log.exception("partial upload lost", extra={"data": {"upload": upload.id}})
             await self._fail(key, DATA_LOST, error.message)
             return None
-        manifest = upload.grid.manifest((await self._parts.list_parts(key, upload.grid)).parts)
         return await mutate(self._uploads, key, lambda u: u.begin_assembly(manifest, "", self._clock()))
-
-    async def _release(self, upload: Upload) -> None:
-        """Removes the partial uploads that the file was made of; what a kill leaves of them expires."""
-        for id_ in upload.source_ids:
-            key = owned_key(upload.owner, id_)
-            source = await self._uploads.get(key)
-            if source is not None and source.value.state is UploadState.COMPLETED:
-                await self._parts.remove(source.value.object_key)
-                await mutate(self._uploads, key, lambda u: u.cancel(self._clock()), ttl=self.ttl)
 
     async def _refuse(self, key: str, error_type: str, message: str) -> None:
         """Fails an upload whose file is assembled already."""

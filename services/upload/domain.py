@@ -26,6 +26,7 @@ from services.upload.reasons import Reason
 
 TYPE_MISMATCH = "file_type_mismatch"
 DATA_LOST = "data_lost"
+PARTIAL_GONE = "partial_gone"
 INFECTED = "file_infected"
 NOT_SCANNED = "file_not_scanned"
 
@@ -253,6 +254,13 @@ class Upload:
             return self
         return replace(self, state=UploadState.CANCELLED, updated_at=now)
 
+    def hold(self, until: datetime, now: datetime) -> Upload:
+        """A completed partial upload is kept until then at least; always another record, so that whoever was about
+        to remove it notices. One that has ended meanwhile stays as it is."""
+        if self.state_at(now) is not UploadState.COMPLETED:
+            return self
+        return replace(self, expires_at=max(until, self.expires_at), updated_at=now)
+
     def expire(self, now: datetime) -> Upload:
         """Given up when it is open past its time."""
         if self.state is self.state_at(now):
@@ -304,4 +312,6 @@ def refused(upload: Upload) -> ServiceError:
         return InvalidArgument.field("mime_type", upload.error_message, reason=Reason.FILE_TYPE_MISMATCH)
     if upload.error_type == INFECTED:
         return InvalidArgument(upload.error_message, reason=Reason.FILE_INFECTED)
+    if upload.error_type == PARTIAL_GONE:
+        return FailedPrecondition(upload.error_message, reason=Reason.PARTIAL_NOT_USABLE)
     return FailedPrecondition(f"the upload failed: {upload.error_message}", reason=Reason.UPLOAD_CLOSED)

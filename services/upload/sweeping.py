@@ -125,9 +125,11 @@ class Sweep:
             if key not in self._finishing:
                 self._finishing[key] = asyncio.create_task(self._finish(key), name=f"sweep {key}")
         else:
-            if upload.object_key:  # of a partial upload that nobody used; first, so that it is never forgotten
+            entry = await mutate(self._uploads, key, lambda u: u.expire(self._clock()), ttl=self._assembly.ttl)
+            # Of a partial upload that nobody used. Not before: a file may have begun to be made of it. What a kill
+            # leaves here is removed as the file of an upload that came to nothing.
+            if upload.object_key and entry is not None and entry.value.state is UploadState.EXPIRED:
                 await self._parts.remove(upload.object_key)
-            await mutate(self._uploads, key, lambda u: u.expire(self._clock()), ttl=self._assembly.ttl)
             await self._hints.publish(Progress("upload", upload.id))
 
     async def _finish(self, key: str) -> None:

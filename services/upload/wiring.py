@@ -88,6 +88,7 @@ async def build(
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
         assembly = Assembly(
             uploads,
+            index,
             stores.parts,
             objects,
             hints,

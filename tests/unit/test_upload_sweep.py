@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,14 +15,15 @@ import pytest
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.memory import MemoryProgressBus, MemoryStateStore
 from services.common.context import CallContext, Principal, serving
-from services.common.errors import AlreadyExists, NotFound, Unavailable
+from services.common.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from services.common.objects import ObjectInfo
 from services.common.state import Entry, mutate, owned_key
 from services.upload.adapters.memory_events import MemoryEvents
 from services.upload.adapters.memory_parts import MemoryPartStore
 from services.upload.analytics import Analytics, Replays
 from services.upload.assembly import Assembly, Retention
-from services.upload.domain import DATA_LOST, INFECTED, NOT_SCANNED, Upload, UploadState, Whole
+from services.upload.domain import DATA_LOST, INFECTED, NOT_SCANNED, PARTIAL_GONE, Upload, UploadState, Whole
+from services.upload.gathering import Gathering
 from services.upload.grid import Grid, Part
 from services.upload.index import IndexedUploads, Noted, UploadIndex
 from services.upload.limits import Limits
@@ -65,6 +66,7 @@ class House:
         retention = Retention(records=60, orphans=3600)
         self.assembly = Assembly(
             uploads,
+            self.index,
             self.parts,
             self.objects,
             hints,
@@ -333,8 +335,8 @@ async def test_a_scanner_that_hangs_holds_up_no_sweep_and_is_asked_of_few_files_
             await asyncio.sleep(0.005)
 
 
-async def cut_off_whole(house: House) -> tuple[str, list[str]]:
-    """An upload made of two partial ones, killed while their files were put into it."""
+async def two_partials(house: House) -> list[str]:
+    """Two completed partial uploads of half the file each."""
     sources = []
     for body in (BODY[:30], BODY[30:]):
         file = NewFile("p", len(body), "video/mp4", partial=True)
@@ -345,11 +347,23 @@ async def cut_off_whole(house: House) -> tuple[str, list[str]]:
         await house.uploads.create(owned_key("alice", source.id), source)
         await store(house, source.object_key, body)
         sources.append(source.id)
+    return sources
+
+
+async def whole_of(house: House, sources: list[str]) -> str:
+    """The key of an upload that is to be made of them."""
     wanted = NewWhole(sources, "a.mp4", "video/mp4")
     made = replace(new_whole("alice", wanted, now=house.now, expiry=timedelta(hours=1)), size=len(BODY))
-    made = replace(made, chunk_size=40)
     key = owned_key("alice", made.id)
-    await house.uploads.create(key, made)
+    await house.uploads.create(key, replace(made, chunk_size=40))
+    return key
+
+
+async def cut_off_whole(house: House) -> tuple[str, list[str]]:
+    """An upload made of two partial ones, killed while their files were put into it."""
+    sources = await two_partials(house)
+    key = await whole_of(house, sources)
+    made = await house.record(key)
 
     async def admit(reached: int) -> Grid:
         return made.grid
@@ -382,6 +396,122 @@ async def test_a_concatenation_whose_source_is_gone_fails_instead_of_hanging(hou
     lost = await house.record(key)
     assert (lost.state, lost.error_type) == (UploadState.FAILED, DATA_LOST)
     assert [s async for s in house.parts.list_uploads()] == []
+
+
+def hold_reads(house: House, monkeypatch: pytest.MonkeyPatch, key: str) -> tuple[asyncio.Event, asyncio.Event]:
+    """Holds whoever reads this file next. The first event: somebody is there; the second lets him go on."""
+    there, go_on, read = asyncio.Event(), asyncio.Event(), house.objects.read
+
+    async def slowly(asked: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        if asked == key and not there.is_set():
+            there.set()
+            await go_on.wait()
+        async for piece in read(asked, start, end):
+            yield piece
+
+    monkeypatch.setattr(house.objects, "read", slowly)
+    return there, go_on
+
+
+async def test_partial_uploads_do_not_expire_while_a_file_is_made_of_them(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = await two_partials(house)
+    house.now += timedelta(minutes=59)
+    key = await whole_of(house, sources)
+    there, go_on = hold_reads(house, monkeypatch, f"uploads/{sources[1]}")
+    made = asyncio.create_task(house.assembly.finish(key))
+    await there.wait()
+    house.now += timedelta(minutes=2)
+    sweep = asyncio.create_task(house.sweep.run())  # comes to the file last, and waits for it
+    await asyncio.wait([sweep], timeout=0.2)
+    for id_ in sources:
+        assert await house.state(owned_key("alice", id_)) is UploadState.COMPLETED
+    go_on.set()
+    await asyncio.gather(made, sweep)
+    done = await house.record(key)
+    assert (done.state, done.sha256) == (UploadState.COMPLETED, DIGEST)
+    assert await objects(house) == {done.object_key}
+
+
+async def test_two_files_may_be_made_of_the_same_partial_uploads_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = await two_partials(house)
+    keys = [await whole_of(house, sources) for _ in range(2)]
+    there, go_on = hold_reads(house, monkeypatch, f"uploads/{sources[1]}")
+    slow = asyncio.create_task(house.assembly.finish(keys[0]))
+    await there.wait()
+    await house.assembly.finish(keys[1])
+    assert await house.state(owned_key("alice", sources[0])) is UploadState.COMPLETED
+    go_on.set()
+    await slow
+    files = set()
+    for key in keys:
+        done = await house.record(key)
+        assert (done.state, done.sha256) == (UploadState.COMPLETED, DIGEST)
+        files.add(done.object_key)
+    assert await objects(house) == files  # the partial uploads went with the last
+
+
+async def test_a_partial_upload_that_is_given_up_fails_the_file_with_a_reason_to_send_it_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = await two_partials(house)
+    key = await whole_of(house, sources)
+    there, go_on = hold_reads(house, monkeypatch, f"uploads/{sources[1]}")
+    with serving(CallContext(Principal("alice"))):
+        made = asyncio.create_task(house.service.complete(key.rpartition(".")[2], ""))
+        await there.wait()
+        await house.service.cancel(sources[1])
+        go_on.set()
+        with pytest.raises(FailedPrecondition, match=f"partial upload {sources[1]} is gone") as refusal:
+            await made
+    assert refusal.value.reason == Reason.PARTIAL_NOT_USABLE
+    assert (await house.record(key)).error_type == PARTIAL_GONE
+    assert await house.state(owned_key("alice", sources[0])) is UploadState.COMPLETED
+
+
+class Crossing(MemoryStateStore[Upload]):
+    """A store in which something happens right after one record was read."""
+
+    key = ""
+    meanwhile: Callable[[], Awaitable[object]]
+
+    async def get(self, key: str) -> Entry[Upload] | None:
+        entry = await super().get(key)
+        if key == self.key:
+            self.key = ""
+            await self.meanwhile()
+        return entry
+
+
+async def test_a_sweep_or_a_release_that_a_new_file_overtakes_leaves_it_its_partial_uploads(
+    tmp_path: Path,
+) -> None:
+    crossing = Crossing()
+    house = House(tmp_path, crossing)
+    sources = await two_partials(house)
+    until = house.now + timedelta(hours=2)
+
+    async def hold() -> None:
+        for id_ in sources:
+            await mutate(house.uploads, owned_key("alice", id_), lambda u: u.hold(until, u.updated_at))
+
+    crossing.meanwhile = hold
+    gathering = Gathering(
+        house.uploads, house.index, house.parts, house.objects, ttl=house.assembly.ttl, clock=house.clock
+    )
+    wanted = NewWhole(sources, "a.mp4", "video/mp4")
+    crossing.key = owned_key("alice", sources[1])
+    await gathering.release(new_whole("alice", wanted, now=house.now, expiry=timedelta(hours=1)))
+    house.now += timedelta(hours=3)
+    until = house.now + timedelta(hours=2)
+    crossing.key = owned_key("alice", sources[0])
+    await house.sweep.run()
+    for id_ in sources:
+        assert await house.state(owned_key("alice", id_)) is UploadState.COMPLETED
+        assert f"uploads/{id_}" in await objects(house)
 
 
 class Rival(MemoryStateStore[Upload]):
