@@ -20,6 +20,7 @@ from services.common.metrics import new_registry
 from services.common.objects import ObjectStore
 from services.common.server import GrpcServer
 from services.upload import rpc
+from services.upload.adapters.after_boot import SoundParts, boot_id
 from services.upload.adapters.clamd import ClamdScanner
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.jetstream_events import JetStreamEvents
@@ -130,7 +131,10 @@ async def _open_stores(stack: AsyncExitStack, settings: UploadSettings, backgrou
     if not settings.s3_bucket:
         files = DirectoryObjectStore(settings.data_dir)
         parts = DirectoryPartStore(settings.data_dir, files, fsync=settings.fsync, threads=settings.upload_threads)
-        return Stores(stack.enter_context(parts), files)
+        stack.enter_context(parts)
+        if settings.fsync == "complete" and (boot := boot_id()):
+            return Stores(SoundParts(parts, settings.data_dir, boot=boot), files)
+        return Stores(parts, files)
     # Half a second of imports that a directory does not need.
     from services.common.adapters.s3_bucket import open_bucket
     from services.common.adapters.s3_objects import S3ObjectStore
