@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from services.common import ratelimits
+
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _NAME = re.compile(r"[A-Za-z0-9_.*-]{1,64}")
 _FIELD = re.compile(r"[\x20-\x7e]{1,512}")
-_FROM_TRAILERS = {"ratelimit": "RateLimit", "ratelimit-policy": "RateLimit-Policy"}
+_FROM_TRAILERS = {ratelimits.STATE: "RateLimit", ratelimits.POLICY: "RateLimit-Policy"}
 
 
 def of_error(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -36,10 +38,9 @@ def of_error(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def of_answer(trailers: Iterable[tuple[str, str | bytes]]) -> Iterator[tuple[str, str]]:
     """The fields of an answer, from the trailing metadata of its call."""
-    for key, value in trailers:
-        name = _FROM_TRAILERS.get(key)
-        if name and isinstance(value, str) and _FIELD.fullmatch(value):
-            yield name, value
+    for key, value in ratelimits.told(trailers):
+        if _FIELD.fullmatch(value):
+            yield _FROM_TRAILERS[key], value
 
 
 def _number(metadata: Mapping[str, str], key: str) -> str:

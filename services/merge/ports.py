@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -20,11 +21,19 @@ Videos: TypeAlias = StateStore[Video]
 OnProgress: TypeAlias = Callable[[int, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Uploads of a session in order of its clips, and what the upload service tells the owner of the limits."""
+
+    uploads: Sequence[ClipUpload]
+    rate_limits: tuple[tuple[str, str], ...] = ()
+
+
 class Uploads(Protocol):
     """The upload service. Every method raises Unavailable when it does not answer."""
 
-    async def batch_initiate(self, session: Session) -> Sequence[ClipUpload]:
-        """Makes the session's uploads, or finds them made, in order of the clips. Raises InvalidArgument when
+    async def batch_initiate(self, session: Session) -> Begun:
+        """Makes the session's uploads, or finds them made. Raises InvalidArgument when
         one is refused (violations name ``clips[i].…``) and AlreadyExists when an id means another upload."""
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:

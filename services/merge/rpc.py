@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from services.common import context
+from services.common import context, ratelimits
 from services.common.errors import FieldViolation, InvalidArgument, Unimplemented
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
@@ -51,7 +51,7 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
         self, request: merge_service_pb2.InitiateMergeRequest, rpc: Rpc
     ) -> merge_service_pb2.InitiateMergeResponse:
         canvas = Canvas(request.canvas.width, request.canvas.height) if request.HasField("canvas") else None
-        session, uploads = await self._sessions.initiate(
+        session, begun = await self._sessions.initiate(
             context.owner(),
             _new_clips(request),
             title=request.challenge_title,
@@ -59,7 +59,8 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
             canvas=canvas,
             quality=Quality(merge_pb2.Quality.Name(request.quality or merge_pb2.QUALITY_MEDIUM)),
         )
-        return _initiated(session, uploads)
+        ratelimits.tell(rpc, begun.rate_limits)
+        return _initiated(session, begun.uploads)
 
     async def GetMerge(  # noqa: N802  the contract's name
         self, request: merge_service_pb2.GetMergeRequest, rpc: Rpc

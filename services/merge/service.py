@@ -30,7 +30,7 @@ from services.common.state import Entry, RevisionConflict, mutate, owned_key
 from services.merge.board import ProgressBoard
 from services.merge.domain import Clip, Reason, Session, SessionState
 from services.merge.planner import ClipUpload
-from services.merge.ports import Sessions, Uploads
+from services.merge.ports import Begun, Sessions, Uploads
 from services.merge.status import SessionView, view
 from services.merge.timeline import Canvas, Quality
 from services.merge.transitions import cancel, retry
@@ -90,7 +90,7 @@ class MergeSessions:
         request_id: str,
         canvas: Canvas | None,
         quality: Quality,
-    ) -> tuple[Session, Sequence[ClipUpload]]:
+    ) -> tuple[Session, Begun]:
         """Makes a session and its uploads, or finds those made under the same ``request_id``.
 
         Raises InvalidArgument (a clip is too long, or the upload service refuses it), ResourceExhausted (the
@@ -105,7 +105,7 @@ class MergeSessions:
         except RevisionConflict:
             entry = await self._existing(key, session)
         try:
-            uploads = await self._uploads.batch_initiate(entry.value)
+            begun = await self._uploads.batch_initiate(entry.value)
         except (InvalidArgument, ResourceExhausted) as refused:
             if not entry.value.uploads_ready:
                 with suppress(RevisionConflict):  # whoever was faster has seen the same refusal
@@ -116,7 +116,7 @@ class MergeSessions:
         ready = await mutate(
             self._sessions, key, lambda s: s if s.uploads_ready else replace(s, uploads_ready=True)
         )
-        return (ready.value if ready is not None else entry.value), uploads
+        return (ready.value if ready is not None else entry.value), begun
 
     async def get(self, owner: str, session_id: str) -> SessionView:
         """The session as it is. Raises NotFound."""

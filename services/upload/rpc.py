@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
 
+from services.common import ratelimits
 from services.common.errors import InvalidArgument
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
@@ -59,16 +60,15 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
             device_type=request.device_type,
         )
         view, left = await self._service.initiate(file)
-        if left:
-            # What is set replaces what is there, the request id.
-            context.set_trailing_metadata((*(context.trailing_metadata() or ()), *_rate_limits(left)))
+        ratelimits.tell(context, _rate_limits(left))
         return pb.InitiateUploadResponse(upload=_upload(view))
 
     async def BatchInitiateUploads(  # noqa: N802  named by the contract
         self, request: pb.BatchInitiateUploadsRequest, context: Context
     ) -> pb.BatchInitiateUploadsResponse:
         clips = [NewClip(c.session_id, c.filename, c.file_size, c.mime_type) for c in request.clips]
-        views = await self._service.initiate_batch(request.owner, request.merge_session_id, clips)
+        views, left = await self._service.initiate_batch(request.owner, request.merge_session_id, clips)
+        ratelimits.tell(context, _rate_limits(left))
         return pb.BatchInitiateUploadsResponse(uploads=map(_upload, views))
 
     async def UploadChunks(  # noqa: N802  named by the contract
@@ -182,10 +182,11 @@ def _algorithm(value: pb.ChecksumAlgorithm.ValueType) -> str:
         raise InvalidArgument.field("checksum_algorithm", "must be SHA1 or SHA256") from None
 
 
-def _rate_limits(left: Sequence[Allowance]) -> Iterator[tuple[str, str]]:
-    """For the header fields of draft-ietf-httpapi-ratelimit-headers-10."""
-    yield "ratelimit-policy", ", ".join(allowance.policy for allowance in left)
-    yield "ratelimit", ", ".join(allowance.state for allowance in left)
+def _rate_limits(left: Sequence[Allowance]) -> ratelimits.Fields:
+    if not left:
+        return ()
+    policy = ", ".join(allowance.policy for allowance in left)
+    return (ratelimits.POLICY, policy), (ratelimits.STATE, ", ".join(allowance.state for allowance in left))
 
 
 def _chunk(stored: StoredPart) -> upload_pb2.ChunkResult:

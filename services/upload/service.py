@@ -116,8 +116,9 @@ class UploadService:
 
     async def initiate_batch(
         self, owner: str, merge_session_id: str, clips: Sequence[NewClip]
-    ) -> list[UploadView]:
-        """Makes the uploads of a merge session, or answers those made before under the same ids: all or none."""
+    ) -> tuple[list[UploadView], Sequence[Allowance]]:
+        """Makes the uploads of a merge session and tells how the owner's quotas stand, or answers those made
+        before under the same ids: all or none."""
         context.require_service()
         asked = new_clips(owner, merge_session_id, clips, now=self._clock(), expiry=self._expiry)
         found = [await self._records.find(upload) for upload in asked]
@@ -126,7 +127,7 @@ class UploadService:
             for existing, upload in zip(found, asked, strict=True)
         ]
         new = [upload for upload, existing in zip(uploads, found, strict=True) if existing is None]
-        await self._quotas.reserve(owner, {upload.id: upload.size for upload in new})
+        left = await self._quotas.reserve(owner, {upload.id: upload.size for upload in new})
         made: list[Upload] = []
         try:
             for index, existing in enumerate(found):
@@ -138,7 +139,7 @@ class UploadService:
             for upload in made:
                 await self._records.withdraw(upload)
             raise
-        return [await self._records.view(upload) for upload in uploads]
+        return [await self._records.view(upload) for upload in uploads], left
 
     async def upload_chunks(self, messages: AsyncIterator[Message]) -> tuple[list[StoredPart], UploadView]:
         """Stores the chunks of a stream one after the other; those before an error stay."""

@@ -12,6 +12,7 @@ from asyncio.subprocess import PIPE
 from contextlib import suppress
 from pathlib import Path
 
+import aiohttp
 import av
 import pytest
 
@@ -143,6 +144,17 @@ async def test_a_killed_upload_service_loses_no_acknowledged_chunk(mesh: Harness
         upload |= {"upload_url": f"/api/v1/upload/{session_id}/chunk"}
         completed = await Sender(bob, upload, path, lambda _: None).send()
         assert completed["file_hash"] == hashlib.sha256(data).hexdigest()
+
+
+async def test_a_merge_session_says_what_is_left_of_the_players_uploads(mesh: Harness) -> None:
+    sizes = {"video_count": 3, "video_file_sizes": [1000] * 3, "video_durations": [2, 2, 2]}
+    kinds = {"video_filenames": ["a.mp4"] * 3, "video_mime_types": ["video/mp4"] * 3}
+    url = f"{mesh.info.gateway_url}/api/v1/challenge-videos/upload-for-merge/initiate"
+    bearer = {"Authorization": f"Bearer {mesh.keys.player_token('carol')}"}
+    async with aiohttp.ClientSession(headers=bearer) as http, http.post(url, json=sizes | kinds) as answer:
+        assert answer.status == 200, await answer.text()
+        assert answer.headers["RateLimit"].startswith('"initiates";r=597;t=')
+        assert answer.headers["RateLimit-Policy"].startswith('"initiates";q=600;w=60, "bytes";q=')
 
 
 async def test_a_killed_gateway_comes_back_on_its_port(mesh: Harness) -> None:

@@ -23,6 +23,7 @@ from services.merge import wiring
 from services.merge.config import MergeSettings
 from services.merge.domain import Session
 from services.merge.planner import ClipUpload, UploadStatus
+from services.merge.ports import Begun
 from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2, merge_service_pb2_grpc, video_service_pb2_grpc
 
@@ -36,16 +37,17 @@ class SteeredUploads:
         self.known: dict[str, ClipUpload] = {}
         self.discarded: list[str] = []
         self.refuse: ServiceError | None = None
+        self.rate_limits: tuple[tuple[str, str], ...] = ()
         self._objects = objects
         self._folder = folder
 
-    async def batch_initiate(self, session: Session) -> Sequence[ClipUpload]:
+    async def batch_initiate(self, session: Session) -> Begun:
         if self.refuse is not None:
             raise self.refuse
         for clip in session.clips:
             fresh = ClipUpload(clip.upload_id, UploadStatus.PENDING, chunk_size=1024, total_chunks=1)
             self.known.setdefault(clip.upload_id, fresh)
-        return [self.known[clip.upload_id] for clip in session.clips]
+        return Begun([self.known[clip.upload_id] for clip in session.clips], self.rate_limits)
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
         return self.known.get(upload_id)

@@ -55,6 +55,15 @@ async def test_initiate_gives_an_upload_for_each_clip(world: World) -> None:
     assert not status.HasField("merged_video")
 
 
+async def test_what_the_upload_service_tells_of_the_limits_is_passed_on(world: World) -> None:
+    world.uploads.rate_limits = (("ratelimit", '"initiates";r=27;t=60'),)
+    call = world.merges.InitiateMerge(three_clips(), metadata=world.as_player("alice"))
+    await call
+    trailing = dict(await call.trailing_metadata())
+    assert trailing["ratelimit"] == '"initiates";r=27;t=60'
+    assert trailing["x-request-id"]
+
+
 async def test_the_same_request_id_is_the_same_session(world: World) -> None:
     first = await world.initiate(request_id="once")
     assert (await world.initiate(request_id="once")) == first

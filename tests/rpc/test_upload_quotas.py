@@ -14,7 +14,7 @@ from services.common.errors import NotFound, ResourceExhausted
 from services.common.keys import KeyRing
 from services.upload.domain import Upload
 from services.upload.reasons import Reason
-from tests.rpc.upload_fixtures import FILE, Mesh, clips, running
+from tests.rpc.upload_fixtures import FILE, SESSION, Mesh, clips, running
 from twotruths.upload.v1 import upload_service_pb2 as pb
 
 
@@ -53,8 +53,13 @@ async def test_what_is_left_comes_with_the_answer_and_does_not_displace_its_requ
         call = mesh.alice.stub.InitiateUpload(request, metadata=metadata)
         await call
         trailing = dict(await call.trailing_metadata())
+        batch = pb.BatchInitiateUploadsRequest(owner="alice", merge_session_id=SESSION, clips=clips())
+        of_session = mesh.merge.stub.BatchInitiateUploads(batch, metadata=mesh.merge.metadata)
+        await of_session
+        trailing_of_session = dict(await of_session.trailing_metadata())
     assert trailing["x-request-id"] == "request-of-alice"
     assert str(trailing["ratelimit"]).startswith('"initiates";r=29;t=')
+    assert str(trailing_of_session["ratelimit"]).startswith('"initiates";r=26;t=')
 
 
 async def test_a_merge_session_over_the_quota_leaves_nothing_behind(replicas: tuple[Mesh, Mesh]) -> None:

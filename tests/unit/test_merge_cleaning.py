@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from services.merge.controller import MergeController
 from services.merge.domain import Clip, Failure, JobKind, Outcome, Session, SessionState, Unit, UnitState, Video
 from services.merge.jobs import MergeJob
 from services.merge.planner import ClipUpload
+from services.merge.ports import Begun
 from services.merge.service import MergeSessions
 from services.merge.transitions import cancel, fail
 from services.merge.videos import video_id
@@ -39,10 +40,10 @@ class FakeUploads:
         self.on_discard: Callable[[], object] = lambda: None
         self.refusal: ServiceError | None = None
 
-    async def batch_initiate(self, session: Session) -> Sequence[ClipUpload]:
+    async def batch_initiate(self, session: Session) -> Begun:
         if self.refusal is not None:
             raise self.refusal
-        return ()
+        return Begun(())
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
         return None

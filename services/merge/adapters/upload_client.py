@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
 import grpc
 
+from services.common import ratelimits
 from services.common.errors import FailedPrecondition, NotFound
 from services.common.status import remote_errors
 from services.merge.domain import Session
 from services.merge.planner import ClipUpload, UploadStatus
+from services.merge.ports import Begun
 from twotruths.upload.v1 import upload_pb2, upload_service_pb2, upload_service_pb2_grpc
 
 _TIMEOUT_SECONDS = 5.0
@@ -23,7 +24,7 @@ class UploadClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = upload_service_pb2_grpc.UploadServiceStub(channel)
 
-    async def batch_initiate(self, session: Session) -> Sequence[ClipUpload]:
+    async def batch_initiate(self, session: Session) -> Begun:
         request = upload_service_pb2.BatchInitiateUploadsRequest(
             owner=session.owner,
             merge_session_id=session.id,
@@ -35,8 +36,10 @@ class UploadClient:
             ],
         )
         with remote_errors():
-            response = await self._stub.BatchInitiateUploads(request, timeout=_TIMEOUT_SECONDS)
-        return [_from_proto(upload, "") for upload in response.uploads]
+            call = self._stub.BatchInitiateUploads(request, timeout=_TIMEOUT_SECONDS)
+            response = await call
+            rate_limits = ratelimits.told(await call.trailing_metadata())
+        return Begun([_from_proto(upload, "") for upload in response.uploads], rate_limits)
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
         request = upload_service_pb2.GetUploadRequest(owner=owner, session_id=upload_id)
