@@ -216,13 +216,21 @@ class Quotas:
         self._off = not (limits.max_open_uploads or limits.max_bytes_per_day or limits.max_initiates_per_minute)
 
     async def reserve(self, owner: str, sizes: Mapping[str, int]) -> tuple[Allowance, ...]:
-        """Lets ``owner`` have these uploads (id → size in bytes), all or none. The same again costs nothing.
-        Answers how the rates stand then: not that of the open uploads, of which some that are entered may have
-        ended. Raises what :meth:`Usage.reserve` raises."""
+        """Lets ``owner`` have these uploads (id → size in bytes), all or none. The same again, or nothing, costs
+        nothing. Answers as :meth:`standing`. Raises what :meth:`Usage.reserve` raises."""
         if self._off or not sizes:
-            return ()
+            return await self.standing(owner)
         with self._telling():
-            usage = await self._reserve_or_strike_out(owner, sizes)
+            return self._rates(await self._reserve_or_strike_out(owner, sizes))
+
+    async def standing(self, owner: str) -> tuple[Allowance, ...]:
+        """How the rates stand: not the open uploads, of which some that are entered may have ended."""
+        if self._off:
+            return ()
+        entry = await self._usages.get(owner_prefix(owner))
+        return self._rates(Usage() if entry is None else entry.value)
+
+    def _rates(self, usage: Usage) -> tuple[Allowance, ...]:
         standing = usage.allowances(self._limits, self._clock())
         return tuple(allowance for allowance in standing if allowance.reason is not Reason.QUOTA_OPEN_UPLOADS)
 

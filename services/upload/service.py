@@ -105,10 +105,10 @@ class UploadService:
         before, or an open one of the caller for the same file by its digest."""
         asked = new_upload(context.owner(), file, now=self._clock(), expiry=self._expiry)
         if file.request_id and (answered := await self._records.answered(asked)) is not None:
-            return await self._records.view(answered), ()
+            return await self._records.view(answered), await self._quotas.standing(asked.owner)
         if (resumed := await self._records.open_like(asked)) is not None:
             given = await self._records.answer(asked, resumed) if file.request_id else resumed
-            return await self._records.view(given), ()
+            return await self._records.view(given), await self._quotas.standing(asked.owner)
         new = settled(asked, self._policy.limits)
         left = await self._quotas.reserve(new.owner, {new.id: new.size})
         made, _ = await self._records.create(new)
