@@ -1,7 +1,7 @@
 """Random lives of uploads on every part store and on a dict: no difference.
 
 S3 has its share twice: ten thousand steps of its adapter on a bucket in memory, and a thousand on a real server;
-with ``CHAOS=full`` ten thousand there too, in some four minutes.
+with ``CHAOS=full`` ten thousand there too, in some five minutes.
 """
 
 from __future__ import annotations
