@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from random import Random
+from typing import Any, ParamSpec, TypeVar
 
 import pytest
 
@@ -18,6 +19,7 @@ from services.upload.domain import Whole
 from services.upload.grid import Grid, Part
 from tests.memory_bucket import MemoryBucket, writer
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 GRID = Grid(8, 4)
@@ -41,8 +43,10 @@ def part_store(bucket: MemoryBucket) -> S3PartStore:
     return S3PartStore(bucket, S3ObjectStore(bucket))
 
 
-async def append(store: S3PartStore, body: bytes) -> int:
-    async def admit(_: int) -> Grid:
+async def append(store: S3PartStore, body: bytes, *, at: int | None = None) -> int:
+    async def admit(offset: int) -> Grid:
+        if at not in {None, offset}:
+            raise Aborted("elsewhere")
         return GRID
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -138,3 +142,52 @@ async def test_an_append_whose_tail_is_replaced_before_it_is_read_is_told_so() -
     reads[1].set()
     with pytest.raises(Aborted, match="took over"):
         await slow
+
+
+class ShakyBucket(MemoryBucket):
+    """Requests take their turns at random."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self._random = random
+
+    async def _pass(self, request: str) -> None:
+        for _ in range(self._random.randrange(8)):
+            await asyncio.sleep(0)
+
+
+async def at_once(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """In the place of a thread, whose speed would be another chance."""
+    return call(*args, **kwargs)
+
+
+async def test_whatever_replicas_do_to_one_part_in_whatever_order_what_was_acknowledged_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    monkeypatch.setattr(S3PartStore, "_run", lambda _, *args: at_once(*args))
+    acknowledged_in_all = refused = 0
+    for seed in range(1500):
+        random = Random(seed)
+        bucket = ShakyBucket(random)
+        acknowledged: list[bytes] = []
+
+        async def write(bucket: ShakyBucket, random: Random, acknowledged: list[bytes]) -> None:
+            body = random.choice([b"aaaa", b"aaaa", b"aabb"])
+            if random.random() < 0.5:
+                await put(part_store(bucket), 0, body)
+            else:
+                body = body[: random.randint(1, 4)]
+                await append(part_store(bucket), body, at=0)
+            acknowledged.append(body)
+
+        outcomes = await asyncio.gather(
+            *(write(bucket, random, acknowledged) for _ in range(random.randint(2, 5))), return_exceptions=True
+        )
+        assert all(isinstance(o, AlreadyExists | Aborted) for o in outcomes if o is not None), (seed, outcomes)
+        for body in acknowledged:
+            assert any(stored.startswith(body) for stored in bucket.objects.values()), (seed, acknowledged)
+            assert all(a.startswith(body) or body.startswith(a) for a in acknowledged), (seed, acknowledged)
+        acknowledged_in_all += len(acknowledged)
+        refused += len(outcomes) - len(acknowledged)
+    assert min(acknowledged_in_all, refused) > 1000
