@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.message_factory import GetMessageClass
 
 from services.common import context
 from services.common.identity import ServiceTokens
@@ -46,6 +47,22 @@ def open_channel(target: str, *, tokens: ServiceTokens | None = None, audience: 
     return grpc.aio.insecure_channel(target, options=options, interceptors=_interceptors(tokens, audience))
 
 
+def client_stream(channel: grpc.aio.Channel, method: MethodDescriptor) -> Callable[..., Any]:
+    """Starts calls of a client-streaming rpc, with ``metadata`` and ``timeout``; they take messages, also in wire
+    form. grpc.aio would lead each message of a call that is intercepted through a queue and two tasks."""
+    start = channel.stream_unary(
+        f"/{method.containing_service.full_name}/{method.name}",
+        request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )
+
+    def call(metadata: Iterable[tuple[str, str]], timeout: float) -> Any:
+        added, bounded = _from_context(list(metadata), timeout)
+        return start(metadata=added, timeout=bounded)
+
+    return call
+
+
 def idempotent_methods() -> Iterator[MethodDescriptor]:
     """The unary rpcs of the contract that may be sent twice."""
     for module in _CONTRACT:
@@ -73,18 +90,8 @@ def _service_config() -> str:
 
 def _interceptors(tokens: ServiceTokens | None, audience: str) -> list[grpc.aio.ClientInterceptor]:
     def prepare(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
-        metadata = list(details.metadata or ())
+        metadata, timeout = _from_context(list(details.metadata or ()), details.timeout)
         keys = {key for key, _ in metadata}
-        call = context.current()
-        timeout = details.timeout
-        if call is not None:
-            if REQUEST_ID not in keys:
-                metadata.append((REQUEST_ID, call.request_id))
-            if call.deadline is not None:
-                left = call.deadline - time.monotonic() - _MARGIN_SECONDS
-                if left <= 0:
-                    left = -1.0  # refused at once; a call whose deadline is just now may still be sent
-                timeout = left if timeout is None else min(timeout, left)
         if tokens is not None and "authorization" not in keys:
             metadata.append(("authorization", f"Bearer {tokens.token(audience)}"))
         return grpc.aio.ClientCallDetails(
@@ -95,7 +102,24 @@ def _interceptors(tokens: ServiceTokens | None, audience: str) -> list[grpc.aio.
             wait_for_ready=details.wait_for_ready,
         )
 
-    return [_UnaryUnary(prepare), _UnaryStream(prepare), _StreamUnary(prepare), _StreamStream(prepare)]
+    return [_UnaryUnary(prepare), _UnaryStream(prepare)]
+
+
+def _from_context(
+    metadata: list[tuple[str, Any]], timeout: float | None
+) -> tuple[list[tuple[str, Any]], float | None]:
+    """Metadata and timeout of a call that serves the current one."""
+    call = context.current()
+    if call is None:
+        return metadata, timeout
+    if all(key != REQUEST_ID for key, _ in metadata):
+        metadata.append((REQUEST_ID, call.request_id))
+    if call.deadline is not None:
+        left = call.deadline - time.monotonic() - _MARGIN_SECONDS
+        if left <= 0:
+            left = -1.0  # refused at once; a call whose deadline is just now may still be sent
+        timeout = left if timeout is None else min(timeout, left)
+    return metadata, timeout
 
 
 class _Prepared:
@@ -114,11 +138,3 @@ class _UnaryUnary(_Prepared, grpc.aio.UnaryUnaryClientInterceptor):
 
 class _UnaryStream(_Prepared, grpc.aio.UnaryStreamClientInterceptor):
     intercept_unary_stream = _Prepared._start  # type: ignore[assignment]  # one method serves all kinds
-
-
-class _StreamUnary(_Prepared, grpc.aio.StreamUnaryClientInterceptor):
-    intercept_stream_unary = _Prepared._start  # type: ignore[assignment]  # one method serves all kinds
-
-
-class _StreamStream(_Prepared, grpc.aio.StreamStreamClientInterceptor):
-    intercept_stream_stream = _Prepared._start  # type: ignore[assignment]  # one method serves all kinds

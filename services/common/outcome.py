@@ -2,12 +2,14 @@
 
 A server may refuse a stream before its end. grpc.aio then replaces the server's status by INTERNAL whenever it
 notices a failed write after the status (https://github.com/grpc/grpc/issues/36066, open), so the status is read
-at the moment it arrives. To be removed when that is fixed in the grpcio we use.
+at the moment it arrives; and when it notices the failed write first, the status still comes and replaces that. To
+be removed when that is fixed in the grpcio we use.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -24,7 +26,8 @@ class Outcome:
     """Watches a call from its start."""
 
     def __init__(self, call: Any) -> None:
-        self._told: asyncio.Future[ServiceError] = asyncio.get_running_loop().create_future()
+        self._call = call
+        self._told: ServiceError | None = None
         call.add_done_callback(self._ended)
 
     async def error(self, raised: grpc.aio.AioRpcError) -> ServiceError:
@@ -32,19 +35,22 @@ class Outcome:
         before the status it comes from: that one is waited for a moment. None comes when the connection broke."""
         if not is_failed_write(raised.code(), raised.debug_error_string()):
             return from_rpc_error(raised)
-        try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                return await self._told
-        except TimeoutError:
-            return from_rpc_error(raised)
+        if self._told is None:
+            with contextlib.suppress(TimeoutError):
+                try:
+                    async with asyncio.timeout(_PATIENCE_SECONDS):
+                        await self._call
+                except grpc.aio.AioRpcError as late:
+                    raised = late
+        return self._told or from_rpc_error(raised)
 
     def _ended(self, call: Any) -> None:
         code, debug = _at_once(call.code()), _at_once(call.debug_error_string())
-        if code is grpc.StatusCode.OK or is_failed_write(code, debug) or self._told.done():
+        if code is grpc.StatusCode.OK or is_failed_write(code, debug):
             return
         initial, trailing = _at_once(call.initial_metadata()), _at_once(call.trailing_metadata())
         details = _at_once(call.details())
-        self._told.set_result(from_rpc_error(grpc.aio.AioRpcError(code, initial, trailing, details)))
+        self._told = from_rpc_error(grpc.aio.AioRpcError(code, initial, trailing, details))
 
 
 def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:

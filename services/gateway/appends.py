@@ -23,13 +23,15 @@ from typing import Any, TypeVar
 import grpc
 from aiohttp import web
 
+from services.common.channel import client_stream
 from services.common.status import from_rpc_error
 from services.gateway import bodies, callers, problems, ratelimit
 from services.gateway.config import GatewaySettings
 from services.gateway.problems import Problem
-from services.gateway.uplink import Uplink
+from services.gateway.uplink import HELD_SECONDS, Uplink
 from twotruths.upload.v1.upload_pb2 import Upload
 from twotruths.upload.v1.upload_service_pb2 import (
+    DESCRIPTOR,
     AppendHeader,
     AppendUploadRequest,
     AppendUploadResponse,
@@ -48,6 +50,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LIMITS_SECONDS = 60.0
 _SETTLE_SECONDS = 10.0
+_APPEND = DESCRIPTOR.services_by_name["UploadService"].methods_by_name["AppendUpload"]
 _ANY_SIZE = 1 << 62  # the upload service knows how much may come
 
 
@@ -65,6 +68,7 @@ class Appends:
 
     def __init__(self, upload: grpc.aio.Channel, settings: GatewaySettings) -> None:
         self._upload = UploadServiceStub(upload)
+        self._append_upload = client_stream(upload, _APPEND)
         self._settings = settings
         self._running: dict[tuple[str, str], _Running] = {}
         self._limits: tuple[float, GetLimitsResponse | None] = (0.0, None)
@@ -112,10 +116,8 @@ class Appends:
         """The upload with the request's body (without ``body``: with nothing) at its end, save the first ``skip``
         bytes, which are there already."""
         timeout = self._settings.gateway_append_timeout_seconds
-        call = self._upload.AppendUpload(metadata=self._caller(request), timeout=timeout)
-        stream = Uplink[AppendUploadRequest, AppendUploadResponse](
-            call, lambda data: AppendUploadRequest(data=data)
-        )
+        call = self._append_upload(metadata=self._caller(request), timeout=timeout)
+        stream = Uplink[AppendUploadResponse](call, AppendUploadRequest.DATA_FIELD_NUMBER)
         stream.names = names
         try:
             await stream.send(AppendUploadRequest(header=header))
@@ -134,7 +136,7 @@ class Appends:
     async def _send_body(
         self,
         request: web.Request,
-        stream: Uplink[AppendUploadRequest, AppendUploadResponse],
+        stream: Uplink[AppendUploadResponse],
         *,
         keep: bool,
         skip: int,
@@ -144,6 +146,7 @@ class Appends:
             limit=_ANY_SIZE,
             silence=self._settings.gateway_read_timeout_seconds,
             within=self._settings.gateway_append_timeout_seconds,
+            pause=HELD_SECONDS,
         )
         try:
             await stream.data(_after(source, skip) if skip else source, keep=keep)
@@ -224,7 +227,7 @@ class Appends:
 
 async def _after(source: AsyncIterator[bytes], skip: int) -> AsyncIterator[bytes]:
     async for piece in source:
-        if skip < len(piece):
+        if skip < len(piece) or not piece:
             yield piece[skip:]
         skip = max(0, skip - len(piece))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qsl
 
@@ -18,10 +19,12 @@ FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-dat
 _MAX_PAIRS = 1000
 
 
-async def pieces(request: web.Request, *, limit: int, silence: float, within: float) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises Problem: 413 over ``limit`` bytes, 408 after ``silence`` seconds or when it
-    is not whole ``within`` seconds, 415 for a content coding, 400 (BODY_CUT_SHORT) when the client stopped
-    half-way."""
+async def pieces(
+    request: web.Request, *, limit: int, silence: float, within: float, pause: float = math.inf
+) -> AsyncIterator[bytes]:
+    """The body as it arrives, and b"" when nothing came for ``pause`` seconds. Raises Problem: 413 over ``limit``
+    bytes, 408 after ``silence`` seconds or when it is not whole ``within`` seconds, 415 for a content coding, 400
+    (BODY_CUT_SHORT) when the client stopped half-way."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Problem(
             415,
@@ -33,14 +36,21 @@ async def pieces(request: web.Request, *, limit: int, silence: float, within: fl
     if (request.content_length or 0) > limit:
         raise too_large
     total, now = 0, asyncio.get_running_loop().time
-    deadline = now() + within
+    deadline, heard = now() + within, now()
     try:
         while True:
-            async with asyncio.timeout_at(min(deadline, now() + silence)):
-                data = await request.content.readany()
+            end = min(deadline, heard + silence)
+            try:
+                async with asyncio.timeout_at(min(end, now() + pause)):
+                    data = await request.content.readany()
+            except TimeoutError:
+                if now() >= end:
+                    raise
+                yield b""
+                continue
             if not data:
                 return
-            total += len(data)
+            total, heard = total + len(data), now()
             if total > limit:
                 raise too_large
             yield data

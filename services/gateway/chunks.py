@@ -1,7 +1,7 @@
 """Chunk bodies: streamed from HTTP into UploadService.UploadChunks in pieces, never held whole.
 
-A chunk ends with a message of its own on the stream, sent only when its HTTP body was whole, so the upload
-service never takes a body that was cut short for a chunk; every other way out cancels the call.
+The call is ended in order only when the HTTP body was whole, so the upload service never takes a body that was cut
+short for a chunk; every other way out cancels the call.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import Any
 import grpc
 from aiohttp import web
 
+from services.common.channel import client_stream
 from services.gateway import bodies, callers, digests, encode
 from services.gateway.config import GatewaySettings
 from services.gateway.multipart import MultipartError, MultipartReader, boundary_of
 from services.gateway.problems import FieldError, invalid
 from services.gateway.uplink import Uplink
 from twotruths.upload.v1.upload_service_pb2 import (
+    DESCRIPTOR,
     ChunkEnd,
     ChunkHeader,
     UploadChunksRequest,
     UploadChunksResponse,
 )
-from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
 
+_METHOD = DESCRIPTOR.services_by_name["UploadService"].methods_by_name["UploadChunks"]
 _MAX_FIELD = 1024
 _FROM_UPLOAD = (
     "session_id",
@@ -40,7 +42,7 @@ class ChunkRoutes:
     """POST {upload_url}/{n} and {upload_url}?chunk_number=n."""
 
     def __init__(self, upload: grpc.aio.Channel, settings: GatewaySettings) -> None:
-        self._upload = UploadServiceStub(upload)
+        self._upload_chunks = client_stream(upload, _METHOD)
         self._settings = settings
 
     async def post(self, request: web.Request) -> web.Response:
@@ -53,7 +55,7 @@ class ChunkRoutes:
             silence=self._settings.gateway_read_timeout_seconds,
             within=self._settings.gateway_chunk_timeout_seconds,
         )
-        call = self._upload.UploadChunks(metadata=metadata, timeout=self._settings.gateway_chunk_timeout_seconds)
+        call = self._upload_chunks(metadata=metadata, timeout=self._settings.gateway_chunk_timeout_seconds)
         stream = _ChunkStream(call, request.match_info["session_id"], number)
         try:
             if request.content_type == bodies.MULTIPART:
@@ -62,18 +64,17 @@ class ChunkRoutes:
                 stream.names = {"data": "", "sha256": digests.header_of(request)}
                 await stream.begin(digests.from_headers(request))
                 await stream.data(source)
-                await stream.end("")
             response = await stream.answer()
         finally:
             call.cancel()
         return web.Response(body=encode.dumps(_answer(response)), content_type=bodies.JSON)
 
 
-class _ChunkStream(Uplink[UploadChunksRequest, UploadChunksResponse]):
-    """One chunk on its way: header, data, end."""
+class _ChunkStream(Uplink[UploadChunksResponse]):
+    """One chunk on its way: header, data, and an end if the digest came last."""
 
     def __init__(self, call: Any, session_id: str, number: int) -> None:
-        super().__init__(call, lambda data: UploadChunksRequest(data=data))
+        super().__init__(call, UploadChunksRequest.DATA_FIELD_NUMBER)
         self._session_id = session_id
         self._number = number
 
@@ -112,7 +113,8 @@ async def _send_form(request: web.Request, source: AsyncIterator[bytes], stream:
         raise bodies.malformed(error) from error
     if not sent:
         raise invalid([FieldError("/file", "is missing")])
-    await stream.end(digest)
+    if digest:
+        await stream.end(digest)
 
 
 async def _text(reader: MultipartReader) -> str:

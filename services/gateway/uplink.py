@@ -1,38 +1,42 @@
-"""Bytes on their way to a service: a client-streaming call fed from an HTTP body in pieces, never held whole."""
+"""Bytes on their way to a service: a client-streaming call fed from an HTTP body in pieces, never held whole.
+
+The bytes are put into the wire form of their message here, in one copy; protobuf would make three.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from services.common.outcome import Outcome
 from services.gateway import problems
 from services.gateway.problems import Problem
 
-PIECE_BYTES = 512 << 10
-# A phone may need minutes for a piece. What came is passed on after this long all the same, or the upload service
-# would take the call for one whose client is gone.
+PIECE_BYTES = 1 << 20
 HELD_SECONDS = 1.0
+"""A phone may need minutes for a piece. What came is passed on after this long all the same, so that it is kept,
+and the upload service does not take the call for one whose client is gone."""
+_LENGTH_DELIMITED = 2
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+Response = TypeVar("Response", bound=Message)
 
 
-class Uplink(Generic[Request, Response]):
-    """A call that takes messages of a stream. ``piece`` makes a message of bytes; ``names``: what the message's
-    fields are called in the HTTP request."""
+class Uplink(Generic[Response]):
+    """A call of :func:`services.common.channel.client_stream`. ``data_field``: the number of the field that takes
+    the bytes; ``names``: what the message's fields are called in the HTTP request."""
 
-    def __init__(self, call: Any, piece: Callable[[bytes], Request]) -> None:
+    def __init__(self, call: Any, data_field: int) -> None:
         self._call = call
         self._outcome = Outcome(call)
-        self._piece = piece
+        self._data_field = data_field
         self.names: Mapping[str, str] = {}
 
-    async def send(self, message: Request) -> None:
+    async def send(self, message: Message | bytes) -> None:
         """Raises Problem when the service refuses the stream."""
         try:
             await self._call.write(message)
@@ -43,24 +47,23 @@ class Uplink(Generic[Request, Response]):
             raise problems.from_error(await self._outcome.error(error), names=self.names) from error
 
     async def data(self, source: AsyncIterator[bytes], *, keep: bool = False) -> None:
-        """Sends all of ``source``. ``keep``: if that breaks off, what came of it is sent first. Raises Problem."""
-        buffer, now = bytearray(), asyncio.get_running_loop().time
+        """Sends all of ``source``, which may give b"" when nothing comes for a while. ``keep``: if that breaks
+        off, what came of it is sent first. Raises Problem."""
+        held, now = _Held(), asyncio.get_running_loop().time
         passed_on = now()
         try:
             async for piece in source:
-                buffer += piece
-                while len(buffer) >= PIECE_BYTES or (buffer and now() - passed_on >= HELD_SECONDS):
-                    data = bytes(memoryview(buffer)[:PIECE_BYTES])
-                    del buffer[: len(data)]
-                    await self.send(self._piece(data))
+                held.add(piece)
+                while held.size >= PIECE_BYTES or (held.size and now() - passed_on >= HELD_SECONDS):
+                    await self._pass_on(held)
                     passed_on = now()
         except Problem:
             if not keep:
                 raise
             with contextlib.suppress(Problem):
-                await self._flush(buffer)
+                await self._pass_on(held)
             raise
-        await self._flush(buffer)
+        await self._pass_on(held)
 
     async def answer(self) -> Response:
         """The service's answer to all that was sent. Raises Problem."""
@@ -72,6 +75,45 @@ class Uplink(Generic[Request, Response]):
             raise problems.from_error(await self._outcome.error(error), names=self.names) from error
         return response
 
-    async def _flush(self, buffer: bytearray) -> None:
-        if buffer:
-            await self.send(self._piece(bytes(buffer)))
+    async def _pass_on(self, held: _Held) -> None:
+        if held.size:
+            await self.send(held.take(self._data_field))
+
+
+class _Held:
+    """Bytes that wait to be passed on."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pieces: list[bytes | memoryview] = []
+
+    def add(self, piece: bytes) -> None:
+        if piece:
+            self._pieces.append(piece)
+            self.size += len(piece)
+
+    def take(self, field: int) -> bytes:
+        """Up to a piece of them, as the message that has them in this field. See
+        https://protobuf.dev/programming-guides/encoding/#length-types."""
+        size = min(self.size, PIECE_BYTES)
+        message: list[bytes | memoryview] = [_varint(field << 3 | _LENGTH_DELIMITED), _varint(size)]
+        self.size -= size
+        while size:
+            piece = self._pieces.pop(0)
+            if len(piece) > size:
+                view = memoryview(piece)
+                piece = view[:size]
+                self._pieces.insert(0, view[size:])
+            message.append(piece)
+            size -= len(piece)
+        return b"".join(message)
+
+
+def _varint(value: int) -> bytes:
+    """See https://protobuf.dev/programming-guides/encoding/#varints."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

@@ -31,7 +31,7 @@ from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore, StoredPart
 from services.upload.quotas import Allowance, Quotas
 from services.upload.reasons import Reason
-from services.upload.records import UploadRecords, UploadView, record_key
+from services.upload.records import RecentRecord, UploadRecords, UploadView, record_key
 from services.upload.requests import (
     NewClip,
     NewFile,
@@ -156,31 +156,29 @@ class UploadService:
         header = await stream.next_chunk()
         if header is None:
             raise malformed("there is no chunk in it")
-        upload = await self._records.owned(header.session_id)
+        record = RecentRecord(self._records, header.session_id)
         stored: list[StoredPart] = []
         while header is not None:
+            upload = await record.get()
             if header.session_id and canonical_id(header.session_id) != upload.id:
                 raise malformed("all its chunks belong to one upload")
             upload.require_bytes(self._clock())
             upload.require_length()
-            part, upload = await self._store(upload, header, stream)
-            stored.append(part)
+            stored.append(await self._store(record, upload, header, stream))
             header = await stream.next_chunk()
-        return stored, await self._records.view(upload)
+        return stored, await self._records.view(await record.get())
 
-    async def _store(self, upload: Upload, header: Header, stream: ChunkStream) -> tuple[StoredPart, Upload]:
-        latest = upload
-
+    async def _store(
+        self, record: RecentRecord, upload: Upload, header: Header, stream: ChunkStream
+    ) -> StoredPart:
         async def confirm(part: Part) -> None:
-            nonlocal latest
             stream.verify(part)
             # The upload may have been cancelled, completed or given up while the bytes came in.
-            latest = await self._records.owned(upload.id)
-            latest.require_bytes(self._clock())
+            (await record.get()).require_bytes(self._clock())
 
         part = await self._parts.put_part(record_key(upload), upload.grid, header.number, stream.body(), confirm)
         await self._hints.publish(Progress("upload", upload.id))
-        return part, latest
+        return part
 
     async def get(self, session_id: str, owner: str = "") -> UploadView:
         """The upload with its chunks."""

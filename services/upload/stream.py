@@ -99,12 +99,14 @@ class ChunkStream:
 
     async def body(self) -> AsyncIterator[bytes]:
         """The chunk's bytes, in pieces of 1 byte to 1 MiB. Raises InvalidArgument (STREAM_MALFORMED)."""
-        while not isinstance(message := await self._next(), End):
+        while (message := await self._next()) is not None:
+            if isinstance(message, End):
+                self._digests += (message.sha256,)
+                return
             if not isinstance(message, bytes):
-                raise malformed("a chunk ends with an end message")
+                raise malformed("a chunk ends with an end message before the next one begins")
             if _piece(message):
                 yield message
-        self._digests += (message.sha256,)
 
     def verify(self, part: Part) -> None:
         """Compares with the digests that came with the chunk. Raises InvalidArgument (CHUNK_DIGEST_MISMATCH)."""

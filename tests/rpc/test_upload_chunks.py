@@ -104,6 +104,17 @@ async def test_a_wrong_chunk_is_named_stores_nothing_and_loses_nothing(
     assert small.object(id_) == FILE
 
 
+async def test_the_end_of_a_stream_ends_its_last_chunk(small: Mesh) -> None:
+    id_ = (await small.alice.initiate()).session_id
+    header, *data, _ = chunk(id_, 0)
+    with pytest.raises(InvalidArgument) as refusal:
+        await small.alice.send(header, data[0])
+    assert refusal.value.reason == "CHUNK_SIZE_MISMATCH"
+    assert small.stored_parts(id_) == set()
+    await small.alice.send(*chunk(id_, 1), header, *data)
+    assert small.stored_parts(id_) == {0, 1}
+
+
 async def test_a_malformed_stream_is_refused(small: Mesh) -> None:
     id_ = (await small.alice.initiate()).session_id
     other = (await small.alice.initiate()).session_id
@@ -114,7 +125,6 @@ async def test_a_malformed_stream_is_refused(small: Mesh) -> None:
         [end],
         [pb.UploadChunksRequest()],
         [header, header],
-        [header, data],
         [header, pb.UploadChunksRequest(data=bytes((1 << 20) + 1))],
         [*chunk(id_, 0), *chunk(other, 1)],
     ]

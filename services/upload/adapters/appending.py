@@ -99,7 +99,7 @@ class Append:
         """Holds the part, and knows what is stored of it."""
         known = self.known
         if await self._appender.reach(number) or known is None:
-            self._stored = await self._run(self._folder.stored)
+            self._stored = self._folder.stored or await self._run(self._folder.open)
             tail, before = self._stored.tail_of(number), self._before
             if before is not None and (before.number, before.length, before.count) == (number, tail, tail):
                 digest = before.sha256

@@ -31,8 +31,9 @@ from services.common.errors import DataLoss, NotFound
 from services.common.objects import ObjectStore
 from services.upload.adapters import upload_folder
 from services.upload.adapters.appending import Append, Known
+from services.upload.adapters.open_folders import OpenFolders
 from services.upload.adapters.turns import Turn, Turns
-from services.upload.adapters.upload_folder import UploadFolder
+from services.upload.adapters.upload_folder import Stored, UploadFolder
 from services.upload.domain import Whole
 from services.upload.grid import Grid, Part, conflict
 from services.upload.ports import Admit, Check, Confirm, Counting, Ledger, Staged, StoredPart
@@ -82,6 +83,7 @@ class DirectoryPartStore:
         self._threads = threads
         self._turns = Turns()
         self._known: dict[str, Known] = {}
+        self._folders = OpenFolders(self._root, self._run, durable=self._durable)
 
     def __enter__(self) -> DirectoryPartStore:
         """Takes the directory. Raises OSError when another process has it."""
@@ -99,27 +101,25 @@ class DirectoryPartStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown()
+        self._folders.close()
         os.close(self._lock)
 
     async def put_part(
         self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
     ) -> StoredPart:
         grid.bounds(number)
-        async with self._turns.take(upload, number) as turn:
-            with contextlib.closing(UploadFolder(self._root / upload, durable=self._durable)) as folder:
-                stored = await self._run(folder.open)
-                before = stored.digests.get(number)
-                target = (
-                    None if before else _Target(folder, number, grid.bounds(number)[0], stored.tail_of(number))
-                )
-                digest = await self._receive(turn, grid, number, pieces, target)
-                part = Part(number, grid.length(number), digest)
-                await confirm(part)
-                if before is None:
-                    await self._run(folder.acknowledge, part, stored.tail_of(number))
-                elif before != digest:
-                    raise conflict(number)
-                return StoredPart(part, existed=before is not None)
+        async with self._turns.take(upload, number) as turn, self._folders.use(upload) as folder:
+            stored = await self._stored(folder)
+            before, tail = stored.digests.get(number), stored.tail_of(number)
+            target = None if before else _Target(folder, number, grid.bounds(number)[0], tail)
+            digest = await self._receive(turn, grid, number, pieces, target)
+            part = Part(number, grid.length(number), digest)
+            await confirm(part)
+            if before is None:
+                await self._run(folder.acknowledge, part, tail)
+            elif before != digest:
+                raise conflict(number)
+            return StoredPart(part, existed=before is not None)
 
     async def _receive(
         self, turn: Turn, grid: Grid, number: int, pieces: AsyncIterator[bytes], target: _Target | None
@@ -152,30 +152,31 @@ class DirectoryPartStore:
         *,
         at_once: bool = False,
     ) -> int:
-        async with self._turns.append(upload, keep=at_once) as appender:
-            with contextlib.closing(UploadFolder(self._root / upload, durable=self._durable)) as folder:
-                stored = await self._run(folder.open)
-                offset = grid.offset(stored.digests, stored.tail)
-                grid = await admit(offset)
-                append = Append(
-                    folder,
-                    appender,
-                    self._run,
-                    grid,
-                    count,
-                    known=self._known.pop(upload, None),
-                    durable=self._durable,
-                    at_once=at_once,
-                )
-                try:
-                    await append.receive(offset, stored.tail, pieces)
-                finally:
-                    if append.known is not None:
-                        self._known[upload] = append.known
-                stored = await self._run(folder.stored)
-                return grid.offset(stored.digests, stored.tail)
+        async with self._turns.append(upload, keep=at_once) as appender, self._folders.use(upload) as folder:
+            stored = await self._stored(folder)
+            offset, tail = grid.offset(stored.digests, stored.tail), stored.tail
+            grid = await admit(offset)
+            append = Append(
+                folder,
+                appender,
+                self._run,
+                grid,
+                count,
+                known=self._known.pop(upload, None),
+                durable=self._durable,
+                at_once=at_once,
+            )
+            try:
+                await append.receive(offset, tail, pieces)
+            finally:
+                if append.known is not None:
+                    self._known[upload] = append.known
+            stored = await self._stored(folder)
+            return grid.offset(stored.digests, stored.tail)
 
     async def list_parts(self, upload: str, grid: Grid) -> Ledger:
+        if (stored := self._folders.stored(upload)) is not None:
+            return stored.ledger(grid)
         return await self._run(upload_folder.ledger, self._root / upload, grid)
 
     async def assemble(
@@ -200,7 +201,10 @@ class DirectoryPartStore:
             head = head or first
         whole = Whole(grid.size, digest.hexdigest(), head)
         check(whole)
-        await self._objects.put_file(object_key, folder / upload_folder.DATA)  # syncs before it renames
+        try:
+            await self._objects.put_file(object_key, folder / upload_folder.DATA)  # syncs before it renames
+        finally:
+            self._folders.forget(upload)
         return whole
 
     async def _moved(self, object_key: str, grid: Grid) -> Whole | None:
@@ -220,7 +224,10 @@ class DirectoryPartStore:
     async def discard(self, upload: str) -> None:
         await self._turns.clear(upload, upload_folder.discarded())
         self._known.pop(upload, None)
-        await self._run(upload_folder.remove, self._root / upload)
+        try:
+            await self._run(upload_folder.remove, self._root / upload)
+        finally:
+            self._folders.forget(upload)
 
     async def remove(self, object_key: str) -> None:
         await self._objects.delete(object_key)
@@ -228,6 +235,9 @@ class DirectoryPartStore:
     async def list_uploads(self) -> AsyncIterator[Staged]:
         for staged in await self._run(upload_folder.staged, self._root):
             yield staged
+
+    async def _stored(self, folder: UploadFolder) -> Stored:
+        return folder.stored if folder.stored is not None else await self._run(folder.open)
 
     async def _run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Runs ``call`` in the executor. A cancelled caller waits for it to end first, so that no thread still

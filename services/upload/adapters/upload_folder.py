@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,54 +33,69 @@ _NO_LINKS = (errno.EMLINK, errno.EPERM, errno.ENOTSUP, errno.EXDEV)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stored:
-    """What the names in a folder say: the SHA-256 in hex of each part by its number, and the tail."""
+    """What the names in a folder say: the SHA-256 in hex of each part by its number, the tail, and when the last
+    bytes came (None without any)."""
 
     digests: dict[int, str] = field(default_factory=dict)
     tail: Tail | None = None
+    changed_at: datetime | None = None
 
     @classmethod
-    def read(cls, names: list[str]) -> Stored:
+    def read(cls, names: list[str], changed: float) -> Stored:
         digests = {int(m[1]): m[2] for m in map(_RECEIPT.match, names) if m}
         # A tail whose part became whole may have been left behind by a kill: the part counts.
         tails = [Tail(int(m[1]), int(m[2])) for m in map(_TAIL.match, names) if m and int(m[1]) not in digests]
-        return cls(digests, max(tails, key=lambda tail: (tail.number, tail.length), default=None))
+        tail = max(tails, key=lambda tail: (tail.number, tail.length), default=None)
+        return cls(digests, tail, datetime.fromtimestamp(changed, UTC) if digests or tail else None)
 
     def tail_of(self, number: int) -> int:
         """How many bytes of this part are stored as the tail."""
         return self.tail.length if self.tail is not None and self.tail.number == number else 0
 
+    def ledger(self, grid: Grid) -> Ledger:
+        """The parts and the tail."""
+        parts = tuple(Part(number, grid.length(number), digest) for number, digest in self.digests.items())
+        return Ledger(parts, self.changed_at, self.tail)
+
 
 class UploadFolder:
-    """An upload's directory, for one writer. It is reached by descriptor: once discarded, what is made later under
-    the same name is never touched. Methods raise FailedPrecondition (UPLOAD_CLOSED) when it was discarded,
-    ResourceExhausted (STORAGE_FULL)."""
+    """An upload's directory, for one writer of each part. It is reached by descriptor: once discarded, what is
+    made later under the same name is never touched. Methods raise FailedPrecondition (UPLOAD_CLOSED) when it was
+    discarded, ResourceExhausted (STORAGE_FULL)."""
 
     def __init__(self, path: Path, *, durable: bool) -> None:
+        self.stored: Stored | None = None
+        """What is stored; None before :meth:`open`, and after a name could not be made: then open it again."""
         self._path = path
         self._durable = durable
         self._directory = self._data = -1
+        self._names = threading.Lock()
 
     def open(self) -> Stored:
         """Makes what is missing; answers what is stored."""
-        with _storage_errors():
-            with contextlib.suppress(FileExistsError):
-                self._path.mkdir()
-                if self._durable:
-                    _sync_directory(self._path.parent)
-            self._directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
-            self._data = os.open(DATA, os.O_RDWR | os.O_CREAT, 0o644, dir_fd=self._directory)
-        return self.stored()
+        with self._names, _storage_errors():
+            if self._directory < 0:
+                with contextlib.suppress(FileExistsError):
+                    self._path.mkdir()
+                    if self._durable:
+                        _sync_directory(self._path.parent)
+                self._directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY)
+            if self._data < 0:
+                self._data = os.open(DATA, os.O_RDWR | os.O_CREAT, 0o644, dir_fd=self._directory)
+            return self._read()
 
-    def stored(self) -> Stored:
-        """What is stored now."""
-        return Stored.read(os.listdir(self._directory))
+    def _read(self) -> Stored:
+        self.stored = Stored.read(os.listdir(self._directory), os.fstat(self._directory).st_mtime)
+        return self.stored
 
     def close(self) -> None:
         for descriptor in (self._data, self._directory):
             if descriptor >= 0:
                 os.close(descriptor)
+        self._data = self._directory = -1
+        self.stored = None
 
     def write(self, piece: bytes | memoryview, offset: int) -> None:
         view = memoryview(piece)
@@ -105,15 +121,30 @@ class UploadFolder:
 
     def acknowledge(self, part: Part, tail: int) -> None:
         """Lets the part exist, of which the first ``tail`` bytes were the tail."""
-        receipt = f"{part.number}-{part.sha256}"
         with _storage_errors():
             if self._durable:
                 os.fdatasync(self._data)
-            self._make(receipt)
+            with self._naming() as stored:
+                self._make(f"{part.number}-{part.sha256}")
+                stored.digests[part.number] = part.sha256
+                if tail:
+                    stored.tail = None
             if self._durable:
                 os.fsync(self._directory)
             if tail:
                 os.unlink(f"tail-{part.number}-{tail}", dir_fd=self._directory)
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[Stored]:
+        """One thread at a time makes names and tells what it made; when that fails, the names are read again."""
+        with self._names:
+            stored = self.stored or self._read()
+            try:
+                yield stored
+            except BaseException:
+                self.stored = None
+                raise
+            stored.changed_at = datetime.now(UTC)
 
     def _make(self, receipt: str) -> None:
         """An empty file of this name that must not exist: one more name for the same empty file, where the file
@@ -138,23 +169,25 @@ class UploadFolder:
             if self._durable:
                 os.fdatasync(self._data)
             name = f"tail-{number}-{length}"
-            if before:
-                os.rename(f"tail-{number}-{before}", name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            else:
-                os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=self._directory))
+            with self._naming() as stored:
+                if before:
+                    os.rename(
+                        f"tail-{number}-{before}", name, src_dir_fd=self._directory, dst_dir_fd=self._directory
+                    )
+                else:
+                    os.close(os.open(name, os.O_WRONLY | os.O_CREAT, 0o644, dir_fd=self._directory))
+                stored.tail = Tail(number, length)
             if self._durable:
                 os.fsync(self._directory)
 
 
 def ledger(folder: Path, grid: Grid) -> Ledger:
+    """What is stored in a folder that nobody has open."""
     try:
         names, changed = os.listdir(folder), folder.stat().st_mtime
     except FileNotFoundError:
         return Ledger()
-    stored = Stored.read(names)
-    parts = tuple(Part(number, grid.length(number), digest) for number, digest in stored.digests.items())
-    changed_at = datetime.fromtimestamp(changed, UTC) if parts or stored.tail else None
-    return Ledger(parts, changed_at, stored.tail)
+    return Stored.read(names, changed).ledger(grid)
 
 
 def verify(folder: Path, grid: Grid, manifest: tuple[Part, ...]) -> None:
