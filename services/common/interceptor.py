@@ -47,12 +47,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ServiceInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of one server. ``scopes``: full method name → scope a player's token must have."""
+    """Wraps the handlers of one server. ``scopes``: full method name → scope a player's token must have;
+    ``deserializers``: full method name → what makes messages of bytes instead of the generated code."""
 
-    def __init__(self, name: str, verifier: TokenVerifier, scopes: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        verifier: TokenVerifier,
+        scopes: Mapping[str, str],
+        deserializers: Mapping[str, Callable[[bytes], Any]],
+    ) -> None:
         self._domain = f"{name}.twotruths"
         self._verifier = verifier
         self._scopes = scopes
+        self._deserializers = deserializers
         self._streams: set[asyncio.Timeout] = set()
         self._stopping = False
 
@@ -87,9 +95,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             "_stream" if handler.response_streaming else "_unary"
         )
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(
-            wrap(method, getattr(handler, kind)), handler.request_deserializer, handler.response_serializer
-        )
+        deserialize = self._deserializers.get(method, handler.request_deserializer)
+        return make(wrap(method, getattr(handler, kind)), deserialize, handler.response_serializer)
 
     def _wrap_single(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def call(request: Any, rpc: Context) -> Any:

@@ -33,6 +33,7 @@ class GrpcServer:
 
     ``scopes``: full method name ("/twotruths.upload.v1.UploadService/GetUpload") → scope that a player's token
     must have. ``name`` is the service's short name; its errors have the domain "<name>.twotruths".
+    ``deserializers``: full method name → what makes messages of bytes, where that is not protobuf alone.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class GrpcServer:
         listen: str,
         verifier: TokenVerifier,
         scopes: Mapping[str, str] | None = None,
+        deserializers: Mapping[str, Callable[[bytes], Any]] | None = None,
     ) -> None:
         self.port = 0
         self._listen = listen
         self._reflection = settings.reflection
         self._services: list[str] = []
-        self._interceptor = ServiceInterceptor(name, verifier, scopes or {})
+        self._interceptor = ServiceInterceptor(name, verifier, scopes or {}, deserializers or {})
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -1,7 +1,4 @@
-"""Bytes on their way to a service: a client-streaming call fed from an HTTP body in pieces, never held whole.
-
-The bytes are put into the wire form of their message here, in one copy; protobuf would make three.
-"""
+"""Bytes on their way to a service: a client-streaming call fed from an HTTP body in pieces, never held whole."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from services.common import wire
 from services.common.outcome import Outcome
 from services.gateway import problems
 from services.gateway.problems import Problem
@@ -21,7 +19,6 @@ PIECE_BYTES = 1 << 20
 HELD_SECONDS = 1.0
 """A phone may need minutes for a piece. What came is passed on after this long all the same, so that it is kept,
 and the upload service does not take the call for one whose client is gone."""
-_LENGTH_DELIMITED = 2
 
 Response = TypeVar("Response", bound=Message)
 
@@ -85,7 +82,7 @@ class _Held:
 
     def __init__(self) -> None:
         self.size = 0
-        self._pieces: list[bytes | memoryview] = []
+        self._pieces: list[wire.Buffer] = []
 
     def add(self, piece: bytes) -> None:
         if piece:
@@ -93,27 +90,16 @@ class _Held:
             self.size += len(piece)
 
     def take(self, field: int) -> bytes:
-        """Up to a piece of them, as the message that has them in this field. See
-        https://protobuf.dev/programming-guides/encoding/#length-types."""
-        size = min(self.size, PIECE_BYTES)
-        message: list[bytes | memoryview] = [_varint(field << 3 | _LENGTH_DELIMITED), _varint(size)]
-        self.size -= size
-        while size:
+        """Up to a piece of them, as the message that has them in this field."""
+        size = missing = min(self.size, PIECE_BYTES)
+        taken: list[wire.Buffer] = []
+        while missing:
             piece = self._pieces.pop(0)
-            if len(piece) > size:
+            if len(piece) > missing:
                 view = memoryview(piece)
-                piece = view[:size]
-                self._pieces.insert(0, view[size:])
-            message.append(piece)
-            size -= len(piece)
-        return b"".join(message)
-
-
-def _varint(value: int) -> bytes:
-    """See https://protobuf.dev/programming-guides/encoding/#varints."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+                piece = view[:missing]
+                self._pieces.insert(0, view[missing:])
+            taken.append(piece)
+            missing -= len(piece)
+        self.size -= size
+        return wire.frame(field, taken, size)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from services.common.clock import Clock
 from services.common.errors import Aborted
 from services.common.progress import Progress
+from services.common.wire import Buffer
 from services.upload import domain
 from services.upload.domain import Upload
 from services.upload.grid import Grid
@@ -65,7 +66,7 @@ class Appends:
             if (await self._still_open(upload)).grid != upload.grid:  # so this stream cut its bytes wrongly
                 raise Aborted("the upload's length was told meanwhile", reason=Reason.CHUNK_SUPERSEDED)
 
-        async def pieces() -> AsyncIterator[bytes]:
+        async def pieces() -> AsyncIterator[Buffer]:
             place = start.offset
             async for piece in stream.body():
                 if upload.length_deferred:

@@ -70,7 +70,7 @@ class Grid:
         within = tail.length if tail is not None and tail.number == first else 0
         return min(first * self.chunk_size + within, self.size)
 
-    def cut(self, offset: int, piece: bytes) -> Iterator[tuple[int, memoryview]]:
+    def cut(self, offset: int, piece: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
         """Bytes that lie at ``offset`` of the file: what belongs to one part each, with the part's number. Raises
         InvalidArgument (LENGTH_EXCEEDED) when they reach beyond the file's end."""
         if offset + len(piece) > self.size:
@@ -89,7 +89,10 @@ class Grid:
 
     def percent(self, numbers: Iterable[int], tail: Tail | None = None) -> float:
         """The bytes of these parts and of the tail as a percentage of the file, 0 to 100."""
-        stored = sum(self.length(n) for n in numbers) + (tail.length if tail is not None else 0)
+        present, last = set(numbers), self.total - 1
+        stored = len(present) * self.chunk_size + (tail.length if tail is not None else 0)
+        if last in present:
+            stored -= self.chunk_size - self.length(last)
         return 100 * stored / self.size
 
     def wrong_size(self, number: int, received: int) -> InvalidArgument:

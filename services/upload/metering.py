@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.common.errors import AlreadyExists, ServiceError
 from services.common.state import Entry
+from services.common.wire import Buffer
 from services.upload.analytics import Replays
 from services.upload.domain import Upload, UploadState, Whole
 from services.upload.grid import Grid, Part
@@ -133,7 +134,7 @@ class MeteredParts:
         self._replays = replays
 
     async def put_part(
-        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
+        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[Buffer], confirm: Confirm
     ) -> StoredPart:
         try:
             stored = await self._inner.put_part(upload, grid, number, self._counted(pieces), confirm)
@@ -152,7 +153,7 @@ class MeteredParts:
         upload: str,
         grid: Grid,
         admit: Admit,
-        pieces: AsyncIterator[bytes],
+        pieces: AsyncIterator[Buffer],
         count: Counting,
         *,
         at_once: bool = False,
@@ -197,7 +198,7 @@ class MeteredParts:
     def list_uploads(self) -> AsyncIterator[Staged]:
         return self._inner.list_uploads()
 
-    def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    def _counted(self, pieces: AsyncIterator[Buffer]) -> AsyncIterator[Buffer]:
         return _Counted(pieces, self._metrics.bytes)
 
     def _conflict(self, refusal: AlreadyExists) -> None:
@@ -209,14 +210,14 @@ def _whole_parts(grid: Grid, offset: int) -> int:
     return grid.total if offset == grid.size else offset // grid.chunk_size
 
 
-class _Counted(AsyncIterator[bytes]):
+class _Counted(AsyncIterator[Buffer]):
     """Not a generator, so that nothing but the bytes' own iterator has to be closed."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], counter: Counter) -> None:
+    def __init__(self, pieces: AsyncIterator[Buffer], counter: Counter) -> None:
         self._pieces = pieces
         self._counter = counter
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> Buffer:
         piece = await anext(self._pieces)
         self._counter.inc(len(piece))
         return piece

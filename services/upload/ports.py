@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 
 from services.common.progress import ProgressBus
 from services.common.state import StateStore
+from services.common.wire import Buffer
 from services.upload.domain import Upload, UploadPurpose, Whole
 from services.upload.grid import Grid, Part, Tail
 
@@ -71,7 +72,7 @@ class PartStore(Protocol):
     """
 
     async def put_part(
-        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
+        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[Buffer], confirm: Confirm
     ) -> StoredPart:
         """Stores a part if there is none: hashes ``pieces`` as they come, never holding the part whole, awaits
         ``confirm`` and only then lets the part exist. The same bytes again change nothing. Over a tail the part
@@ -89,7 +90,7 @@ class PartStore(Protocol):
         upload: str,
         grid: Grid,
         admit: Admit,
-        pieces: AsyncIterator[bytes],
+        pieces: AsyncIterator[Buffer],
         count: Counting,
         *,
         at_once: bool = False,

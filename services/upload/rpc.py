@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message as ProtoMessage
 
-from services.common import ratelimits
+from services.common import ratelimits, wire
 from services.common.errors import InvalidArgument
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
@@ -21,12 +22,28 @@ from services.upload.stream import AppendMessage, AppendStart, End, Header, Mess
 from twotruths.upload.v1 import upload_pb2, upload_service_pb2_grpc
 from twotruths.upload.v1 import upload_service_pb2 as pb
 
+T = TypeVar("T", bound=ProtoMessage)
 SERVICE = pb.DESCRIPTOR.services_by_name["UploadService"].full_name
 SCOPES = {
     f"/{SERVICE}/{method.name}": MEDIA_READ if method.name == "GetFile" else MEDIA_UPLOAD
     for method in pb.DESCRIPTOR.services_by_name["UploadService"].methods
 }
 """Full method name → scope that a player's token must have."""
+
+
+def _framed(message: type[T], field: int) -> Callable[[bytes], T | memoryview]:
+    def deserialize(data: bytes) -> T | memoryview:
+        framed = wire.framed(data, field)
+        return message.FromString(data) if framed is None else framed
+
+    return deserialize
+
+
+DESERIALIZERS: Mapping[str, Callable[[bytes], Any]] = {
+    f"/{SERVICE}/UploadChunks": _framed(pb.UploadChunksRequest, pb.UploadChunksRequest.DATA_FIELD_NUMBER),
+    f"/{SERVICE}/AppendUpload": _framed(pb.AppendUploadRequest, pb.AppendUploadRequest.DATA_FIELD_NUMBER),
+}
+"""Full method name → what makes a message of bytes: of one that only has data, the data alone."""
 
 _ALGORITHMS = {
     pb.CHECKSUM_ALGORITHM_UNSPECIFIED: "",
@@ -146,8 +163,11 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
         return pb.GetFileResponse(file=_file(await self._service.file(request.file_id, request.owner)))
 
 
-async def _messages(requests: AsyncIterator[pb.UploadChunksRequest]) -> AsyncIterator[Message]:
+async def _messages(requests: AsyncIterator[pb.UploadChunksRequest | memoryview]) -> AsyncIterator[Message]:
     async for request in requests:
+        if isinstance(request, memoryview):
+            yield request
+            continue
         kind = request.WhichOneof("piece")
         if kind == "data":
             yield request.data
@@ -160,8 +180,13 @@ async def _messages(requests: AsyncIterator[pb.UploadChunksRequest]) -> AsyncIte
             raise malformed("a message is empty")
 
 
-async def _appended(requests: AsyncIterator[pb.AppendUploadRequest]) -> AsyncIterator[AppendMessage]:
+async def _appended(
+    requests: AsyncIterator[pb.AppendUploadRequest | memoryview],
+) -> AsyncIterator[AppendMessage]:
     async for request in requests:
+        if isinstance(request, memoryview):
+            yield request
+            continue
         kind = request.WhichOneof("piece")
         if kind == "data":
             yield request.data

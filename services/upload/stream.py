@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from services.common.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
+from services.common.wire import Buffer
 from services.upload.grid import Part
 from services.upload.reasons import Reason
 
@@ -39,7 +40,7 @@ class End:
     sha256: str
 
 
-Message = Header | bytes | End
+Message = Header | Buffer | End
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class AppendStart:
     checksum: str = ""
 
 
-AppendMessage = AppendStart | bytes
+AppendMessage = AppendStart | Buffer
 
 
 class OpenStreams:
@@ -97,13 +98,13 @@ class ChunkStream:
         self._digests = (message.sha256,) if message is not None else ()
         return message
 
-    async def body(self) -> AsyncIterator[bytes]:
+    async def body(self) -> AsyncIterator[Buffer]:
         """The chunk's bytes, in pieces of 1 byte to 1 MiB. Raises InvalidArgument (STREAM_MALFORMED)."""
         while (message := await self._next()) is not None:
             if isinstance(message, End):
                 self._digests += (message.sha256,)
                 return
-            if not isinstance(message, bytes):
+            if not isinstance(message, Buffer):
                 raise malformed("a chunk ends with an end message before the next one begins")
             if _piece(message):
                 yield message
@@ -150,10 +151,10 @@ class AppendStream:
             raise InvalidArgument.field("checksum_algorithm", "must be named")
         return message
 
-    async def body(self) -> AsyncIterator[bytes]:
+    async def body(self) -> AsyncIterator[Buffer]:
         """The bytes, in pieces of 1 byte to 1 MiB. Raises InvalidArgument (STREAM_MALFORMED)."""
         while (message := await _within(self._stall, self._messages)) is not None:
-            if not isinstance(message, bytes):
+            if not isinstance(message, Buffer):
                 raise malformed("an append has one header")
             if _piece(message):
                 if self._digest is not None:
@@ -179,7 +180,7 @@ async def _within(stall: float, messages: AsyncIterator[T]) -> T | None:
         raise DeadlineExceeded(f"nothing was received for {stall:g} s") from None
 
 
-def _piece(message: bytes) -> bytes:
+def _piece(message: Buffer) -> Buffer:
     if len(message) > MAX_PIECE:
         raise malformed("a data message has at most 1 MiB")
     return message

@@ -117,6 +117,7 @@ async def build(
             listen=settings.upload_listen,
             verifier=TokenVerifier.from_settings(settings, "upload"),
             scopes=rpc.SCOPES,
+            deserializers=rpc.DESERIALIZERS,
         )
         server.add(
             rpc.SERVICE, upload_service_pb2_grpc.add_UploadServiceServicer_to_server, rpc.UploadServicer(service)

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
+from services.common.wire import Buffer
 from services.upload.adapters import upload_folder
 from services.upload.domain import Whole
 from services.upload.grid import Grid, Part
@@ -53,7 +54,7 @@ class SoundParts:
         self.list_uploads = inner.list_uploads
 
     async def put_part(
-        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
+        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[Buffer], confirm: Confirm
     ) -> StoredPart:
         await self._look(upload, grid, make=True)
         return await self._inner.put_part(upload, grid, number, pieces, confirm)
@@ -63,7 +64,7 @@ class SoundParts:
         upload: str,
         grid: Grid,
         admit: Admit,
-        pieces: AsyncIterator[bytes],
+        pieces: AsyncIterator[Buffer],
         count: Counting,
         *,
         at_once: bool = False,

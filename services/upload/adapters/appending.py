@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from services.common.wire import Buffer
 from services.upload.adapters.turns import Appender
 from services.upload.adapters.upload_folder import Stored, UploadFolder
 from services.upload.grid import Grid, Part, Tail, conflict
@@ -58,7 +59,7 @@ class Append:
         # With at_once: the parts that are received and wait for the end, and how much of each was a tail before.
         self._whole: list[tuple[Part, int]] = []
 
-    async def receive(self, offset: int, tail: Tail | None, pieces: AsyncIterator[bytes]) -> None:
+    async def receive(self, offset: int, tail: Tail | None, pieces: AsyncIterator[Buffer]) -> None:
         """Takes the pieces, which begin at ``offset``, where the tail ends if there is one."""
         if tail is not None:
             await self._reach(tail.number)

@@ -29,6 +29,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from services.common.errors import DataLoss, NotFound
 from services.common.objects import ObjectStore
+from services.common.wire import Buffer
 from services.upload.adapters import upload_folder
 from services.upload.adapters.appending import Append, Known
 from services.upload.adapters.open_folders import OpenFolders
@@ -54,7 +55,7 @@ class _Target:
     start: int
     tail: int
 
-    def put(self, piece: bytes, offset: int) -> None:
+    def put(self, piece: Buffer, offset: int) -> None:
         there = min(max(self.start + self.tail - offset, 0), len(piece))
         if there and not self.folder.same(piece[:there], offset):
             raise conflict(self.number)
@@ -105,7 +106,7 @@ class DirectoryPartStore:
         os.close(self._lock)
 
     async def put_part(
-        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
+        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[Buffer], confirm: Confirm
     ) -> StoredPart:
         grid.bounds(number)
         async with self._turns.take(upload, number) as turn, self._folders.use(upload) as folder:
@@ -122,13 +123,13 @@ class DirectoryPartStore:
             return StoredPart(part, existed=before is not None)
 
     async def _receive(
-        self, turn: Turn, grid: Grid, number: int, pieces: AsyncIterator[bytes], target: _Target | None
+        self, turn: Turn, grid: Grid, number: int, pieces: AsyncIterator[Buffer], target: _Target | None
     ) -> str:
         """Reads the part's bytes, puts them in their place if there is a target, answers their SHA-256 in hex."""
         start, end = grid.bounds(number)
         digest, place = hashlib.sha256(), start
 
-        def take(piece: bytes, offset: int) -> None:
+        def take(piece: Buffer, offset: int) -> None:
             digest.update(piece)
             if target is not None:
                 target.put(piece, offset)
@@ -147,7 +148,7 @@ class DirectoryPartStore:
         upload: str,
         grid: Grid,
         admit: Admit,
-        pieces: AsyncIterator[bytes],
+        pieces: AsyncIterator[Buffer],
         count: Counting,
         *,
         at_once: bool = False,

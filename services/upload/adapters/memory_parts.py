@@ -13,6 +13,7 @@ from pathlib import Path
 from services.common.clock import Clock, utc_now
 from services.common.errors import DataLoss, FailedPrecondition
 from services.common.objects import ObjectStore
+from services.common.wire import Buffer
 from services.upload.adapters.turns import Turns
 from services.upload.domain import Whole
 from services.upload.grid import Grid, Part, Tail, conflict
@@ -53,7 +54,7 @@ class MemoryPartStore:
         self._uploads: dict[str, _Bytes] = {}
 
     async def put_part(
-        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
+        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[Buffer], confirm: Confirm
     ) -> StoredPart:
         length = grid.length(number)
         async with self._turns.take(upload, number) as turn:
@@ -84,7 +85,7 @@ class MemoryPartStore:
         upload: str,
         grid: Grid,
         admit: Admit,
-        pieces: AsyncIterator[bytes],
+        pieces: AsyncIterator[Buffer],
         count: Counting,
         *,
         at_once: bool = False,

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from services.common.errors import Aborted, DataLoss
+from services.common.wire import Buffer
 from services.upload.adapters.s3_folder import Candidate, Draft, S3Folder
 from services.upload.adapters.settle import settled
 from services.upload.adapters.turns import Appender
@@ -48,7 +49,7 @@ class S3Append:
         self._stored = b""  # the part that the append is at, when it is stored already
         self._whole: list[Draft] = []  # with at_once: parts that wait for the end
 
-    async def receive(self, offset: int, tail: Tail | None, pieces: AsyncIterator[bytes]) -> None:
+    async def receive(self, offset: int, tail: Tail | None, pieces: AsyncIterator[Buffer]) -> None:
         """Takes the pieces, which begin at ``offset``, where the tail ends if there is one."""
         if tail is not None:
             await self._reach(tail.number, tail.length)
@@ -76,7 +77,7 @@ class S3Append:
         await self._run(self._write, draft, view)
         await self._make_part()
 
-    def _write(self, draft: Draft, piece: bytes | memoryview) -> None:
+    def _write(self, draft: Draft, piece: Buffer | memoryview) -> None:
         self._sha256.update(piece)
         draft.body.write(piece)
         draft.length += len(piece)

@@ -27,6 +27,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 from services.common.adapters.s3_bucket import S3Bucket
 from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.errors import FailedPrecondition, ResourceExhausted, ServiceError
+from services.common.wire import Buffer
 from services.upload.adapters.s3_appending import S3Append
 from services.upload.adapters.s3_assembly import S3Assembly
 from services.upload.adapters.s3_folder import ROOT, Draft, S3Folder
@@ -69,7 +70,7 @@ class S3PartStore:
         self._executor.shutdown()
 
     async def put_part(
-        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[bytes], confirm: Confirm
+        self, upload: str, grid: Grid, number: int, pieces: AsyncIterator[Buffer], confirm: Confirm
     ) -> StoredPart:
         length = grid.length(number)
         async with self._turns.take(upload, number) as turn:
@@ -82,12 +83,12 @@ class S3PartStore:
                 return StoredPart(part, existed=await settled(S3Folder(self._bucket, upload).add(draft)))
 
     async def _receive(
-        self, turn: Turn, body: BinaryIO, grid: Grid, number: int, pieces: AsyncIterator[bytes]
+        self, turn: Turn, body: BinaryIO, grid: Grid, number: int, pieces: AsyncIterator[Buffer]
     ) -> str:
         """Reads the part's bytes into ``body``; answers their SHA-256 in hex."""
         length, size, digest = grid.length(number), 0, hashlib.sha256()
 
-        def take(piece: bytes) -> None:
+        def take(piece: Buffer) -> None:
             digest.update(piece)
             body.write(piece)
 
@@ -105,7 +106,7 @@ class S3PartStore:
         upload: str,
         grid: Grid,
         admit: Admit,
-        pieces: AsyncIterator[bytes],
+        pieces: AsyncIterator[Buffer],
         count: Counting,
         *,
         at_once: bool = False,

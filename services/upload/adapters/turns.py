@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from services.common.errors import Aborted, ServiceError
+from services.common.wire import Buffer
 from services.upload.reasons import Reason
 
 TAIL = -1
@@ -37,7 +38,7 @@ class Turn:
         if self._refusal is not None:
             raise self._refusal
 
-    async def next(self, pieces: AsyncIterator[bytes]) -> bytes | None:
+    async def next(self, pieces: AsyncIterator[Buffer]) -> Buffer | None:
         """The next piece, or None at the end. Raises the refusal if the turn is interrupted."""
         self.check()
         try:

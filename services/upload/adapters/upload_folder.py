@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from services.common.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from services.common.wire import Buffer
 from services.upload.grid import Grid, Part, Tail
 from services.upload.ports import Ledger, Staged
 from services.upload.reasons import Reason
@@ -56,7 +57,11 @@ class Stored:
 
     def ledger(self, grid: Grid) -> Ledger:
         """The parts and the tail."""
-        parts = tuple(Part(number, grid.length(number), digest) for number, digest in self.digests.items())
+        last = grid.total - 1
+        parts = tuple(
+            Part(number, grid.chunk_size if number < last else grid.length(number), digest)
+            for number, digest in self.digests.items()
+        )
         return Ledger(parts, self.changed_at, self.tail)
 
 
@@ -97,14 +102,14 @@ class UploadFolder:
         self._data = self._directory = -1
         self.stored = None
 
-    def write(self, piece: bytes | memoryview, offset: int) -> None:
+    def write(self, piece: Buffer, offset: int) -> None:
         view = memoryview(piece)
         with _storage_errors():
             while view:
                 written = os.pwrite(self._data, view, offset)
                 view, offset = view[written:], offset + written
 
-    def same(self, piece: bytes | memoryview, offset: int) -> bool:
+    def same(self, piece: Buffer, offset: int) -> bool:
         """Whether these bytes are in the file at this place."""
         return os.pread(self._data, len(piece), offset) == piece
 
