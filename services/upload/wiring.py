@@ -24,6 +24,7 @@ from services.upload.adapters.after_boot import SoundParts, boot_id
 from services.upload.adapters.clamd import ClamdScanner
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.jetstream_events import JetStreamEvents
+from services.upload.adapters.sole_writer import SoleWriter
 from services.upload.analytics import Analytics, Replays
 from services.upload.assembly import Assembly, Retention
 from services.upload.config import UploadSettings
@@ -170,7 +171,9 @@ async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:
     await usages.ensure()
     events = JetStreamEvents(client, replicas=replicas)
     await events.ensure()
-    return Shared(uploads, index, usages, NatsProgressBus(client), events)
+    # Who owns a directory shares its uploads with nobody.
+    records = uploads if settings.s3_bucket else SoleWriter(uploads, lasting=lambda upload: not upload.final)
+    return Shared(records, index, usages, NatsProgressBus(client), events)
 
 
 def _scanner(settings: UploadSettings, metrics: UploadMetrics) -> Scanner | None:

@@ -1,4 +1,4 @@
-"""What every state store holds to: the in-memory twin and the one on JetStream."""
+"""What every state store holds to: the in-memory twin, the one on JetStream, and that with a memory."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from services.common.adapters.jetstream_state import JetStreamStateStore
 from services.common.adapters.memory import MemoryStateStore
 from services.common.changes import ChangeFeed
 from services.common.state import RevisionConflict, StateStore, mutate, owned_key, owner_prefix
+from services.upload.adapters.sole_writer import SoleWriter
 from tests.conftest import NatsServer
 from tests.contract.no_leader import without_leader
 
@@ -40,7 +41,7 @@ class Subject:
     feed: ChangeFeed[Note]
 
 
-@pytest.fixture(params=["memory", "jetstream"])
+@pytest.fixture(params=["memory", "jetstream", "sole writer"])
 async def subject(request: pytest.FixtureRequest, nats_client: Client) -> AsyncIterator[Subject]:
     if request.param == "memory":
         memory: MemoryStateStore[Note] = MemoryStateStore()
@@ -50,7 +51,8 @@ async def subject(request: pytest.FixtureRequest, nats_client: Client) -> AsyncI
     await store.ensure()
     feed = JetStreamChangeFeed(nats_client, "notes", "reader", NoteCodec())
     await feed.ensure()
-    yield Subject(store, feed)
+    sole = SoleWriter(store, lambda note: note.text not in {"brief", "clock"})
+    yield Subject(sole if request.param == "sole writer" else store, feed)
     await feed.close()
 
 
