@@ -84,7 +84,7 @@ async def build(
         # First: a directory that is taken is a reason not to begin.
         stores = stores or await _open_stores(stack, settings, background)
         parts, objects = MeteredParts(stores.parts, metrics, replays), stores.objects
-        shared = shared or await _shared(settings, stack)
+        shared = shared or await open_shared(settings, stack, alone=not settings.s3_bucket)
         index, hints = UploadIndex(shared.index, clock=clock), shared.hints
         uploads = IndexedUploads(MeteredUploads(shared.uploads, metrics), index)
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
@@ -150,8 +150,9 @@ async def _open_stores(stack: AsyncExitStack, settings: UploadSettings, backgrou
     return Stores(stack.enter_context(store), objects)
 
 
-async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:
-    """On JetStream. Raises Unavailable."""
+async def open_shared(settings: UploadSettings, stack: AsyncExitStack, *, alone: bool) -> Shared:
+    """On JetStream. ``alone``: no other process writes records of uploads, as who owns a directory shares them
+    with nobody. Raises Unavailable."""
     client = await connect(settings.nats_url, "upload")
     stack.push_async_callback(client.close)
     replicas = settings.nats_replicas
@@ -171,8 +172,7 @@ async def _shared(settings: UploadSettings, stack: AsyncExitStack) -> Shared:
     await usages.ensure()
     events = JetStreamEvents(client, replicas=replicas)
     await events.ensure()
-    # Who owns a directory shares its uploads with nobody.
-    records = uploads if settings.s3_bucket else SoleWriter(uploads, lasting=lambda upload: not upload.final)
+    records = SoleWriter(uploads, lasting=lambda upload: not upload.final) if alone else uploads
     return Shared(records, index, usages, NatsProgressBus(client), events)
 
 

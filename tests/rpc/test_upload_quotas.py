@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from nats.aio.client import Client
 from services.common.adapters.memory import MemoryStateStore
 from services.common.errors import NotFound, ResourceExhausted
 from services.common.keys import KeyRing
+from services.upload import wiring
+from services.upload.config import UploadSettings
 from services.upload.domain import Upload
 from services.upload.reasons import Reason
 from tests.rpc.upload_fixtures import FILE, SESSION, Mesh, clips, running
@@ -22,12 +25,15 @@ from twotruths.upload.v1 import upload_service_pb2 as pb
 async def replicas(
     keys: KeyRing, tmp_path: Path, nats_url: str, nats_client: Client
 ) -> AsyncIterator[tuple[Mesh, Mesh]]:
-    limits = {"nats_url": nats_url, "upload_max_open": 3}
-    async with (
-        running(keys, tmp_path / "one", None, **limits) as one,
-        running(keys, tmp_path / "other", None, **limits) as other,
-    ):
-        yield one, other
+    settings = UploadSettings(**keys.settings(), nats_url=nats_url)
+    async with AsyncExitStack() as stack:
+        meshes = []
+        for name in ("one", "other"):
+            shared = await wiring.open_shared(settings, stack, alone=False)
+            meshes.append(
+                await stack.enter_async_context(running(keys, tmp_path / name, shared, upload_max_open=3))
+            )
+        yield meshes[0], meshes[1]
 
 
 async def test_open_uploads_are_counted_over_replicas_and_room_comes_back(replicas: tuple[Mesh, Mesh]) -> None:

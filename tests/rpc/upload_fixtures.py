@@ -28,6 +28,7 @@ from services.upload.domain import Upload
 from services.upload.index import Noted
 from services.upload.ports import UploadStore
 from services.upload.quotas import Usage
+from services.upload.wiring import Shared
 from twotruths.upload.v1 import upload_pb2
 from twotruths.upload.v1 import upload_service_pb2 as pb
 from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
@@ -235,7 +236,7 @@ class Mesh:
 
 @asynccontextmanager
 async def running(
-    keys: KeyRing, root: Path, uploads: UploadStore | None, **changes: object
+    keys: KeyRing, root: Path, uploads: UploadStore | Shared | None, **changes: object
 ) -> AsyncIterator[Mesh]:
     defaults: dict[str, object] = {
         "data_dir": root,
@@ -247,10 +248,12 @@ async def running(
     }
     settings = UploadSettings(**(keys.settings() | defaults | changes))
     clock = Time()
-    shared, events = None, MemoryEvents()
-    if uploads is not None:
+    events = MemoryEvents()
+    if uploads is None or isinstance(uploads, Shared):
+        shared = uploads
+    else:
         index, usages = MemoryStateStore[Noted](), MemoryStateStore[Usage]()
-        shared = wiring.Shared(uploads, index, usages, MemoryProgressBus(), events)
+        shared = Shared(uploads, index, usages, MemoryProgressBus(), events)
     async with wiring.build(settings, shared=shared, clock=clock) as app:
         await app.server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{app.server.port}") as channel:
