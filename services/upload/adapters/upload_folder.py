@@ -208,6 +208,12 @@ def verify(folder: Path, grid: Grid, manifest: tuple[Part, ...]) -> None:
         os.truncate(folder / DATA, grid.size)
 
 
+def sync(folder: Path) -> None:
+    """Has the disk take the bytes."""
+    with _storage_errors(), (folder / DATA).open("rb") as file:
+        os.fdatasync(file.fileno())
+
+
 def staged(root: Path) -> list[Staged]:
     """The upload folders below ``root``."""
     found = []
