@@ -26,6 +26,10 @@ class Reason(StrEnum):
     ALREADY_COMPLETED = "ALREADY_COMPLETED"
     INTERNAL_ONLY = "INTERNAL_ONLY"
     CLIP_TOO_LONG = "CLIP_TOO_LONG"
+    CLIPS_MISSING = "CLIPS_MISSING"
+    MERGE_FAILED = "MERGE_FAILED"
+    MERGE_CANCELLED = "MERGE_CANCELLED"
+    PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"  # noqa: S105  the name of a refusal, not a secret
 
 
 class SessionState(StrEnum):
@@ -185,6 +189,7 @@ class Session:
     uploads_completed_at: datetime | None = None
     completed_at: datetime | None = None
     cleaned: bool = False
+    retry_request_id: str = ""
 
     def unit(self, kind: JobKind, clip_index: int = WHOLE_SESSION) -> Unit | None:
         """The unit of this kind for the clip as it is now (of its current generation), or None."""

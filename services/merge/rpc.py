@@ -13,9 +13,11 @@ from services.common.errors import FieldViolation, InvalidArgument, Unimplemente
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.merge.domain import JobKind, Reason, Session
-from services.merge.messages import segment_message
+from services.merge.messages import preset_message, segment_message
 from services.merge.planner import ClipUpload
-from services.merge.service import MergeSessions, NewClip
+from services.merge.presets import PRESETS
+from services.merge.requests import NewClip, NewSession
+from services.merge.service import MergeSessions
 from services.merge.status import OverallStatus, SessionView
 from services.merge.timeline import FPS, Canvas, Quality, segments
 from services.merge.videos import stream_url
@@ -32,7 +34,10 @@ SCOPES = {
         f"/{MERGE_SERVICE}/{name}": MEDIA_UPLOAD
         for name in ("InitiateMerge", "TriggerMerge", "RetryMerge", "CancelMerge", "ReplaceClip")
     },
-    **{f"/{MERGE_SERVICE}/{name}": MEDIA_READ for name in ("GetMerge", "ListMerges", "WatchMerge")},
+    **{
+        f"/{MERGE_SERVICE}/{name}": MEDIA_READ
+        for name in ("GetMerge", "ListMerges", "WatchMerge", "ListCompressionPresets")
+    },
 }
 
 _MILLISECONDS_ABOVE = 1000.0  # the phone app sends either; no clip is a quarter of an hour long
@@ -51,14 +56,14 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
         self, request: merge_service_pb2.InitiateMergeRequest, rpc: Rpc
     ) -> merge_service_pb2.InitiateMergeResponse:
         canvas = Canvas(request.canvas.width, request.canvas.height) if request.HasField("canvas") else None
-        session, begun = await self._sessions.initiate(
-            context.owner(),
+        asked = NewSession(
             _new_clips(request),
             title=request.challenge_title,
             request_id=request.request_id,
             canvas=canvas,
             quality=Quality(merge_pb2.Quality.Name(request.quality or merge_pb2.QUALITY_MEDIUM)),
         )
+        session, begun = await self._sessions.initiate(context.owner(), asked)
         ratelimits.tell(rpc, begun.rate_limits)
         return _initiated(session, begun.uploads)
 
@@ -79,20 +84,36 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
     async def RetryMerge(  # noqa: N802  the contract's name
         self, request: merge_service_pb2.RetryMergeRequest, rpc: Rpc
     ) -> merge_service_pb2.RetryMergeResponse:
-        view = await self._sessions.retry(context.owner(), request.merge_session_id)
+        view = await self._sessions.retry(
+            context.owner(request.owner), request.merge_session_id, request.request_id
+        )
         return merge_service_pb2.RetryMergeResponse(merge_session=_session(view))
 
     async def CancelMerge(  # noqa: N802  the contract's name
         self, request: merge_service_pb2.CancelMergeRequest, rpc: Rpc
     ) -> merge_service_pb2.CancelMergeResponse:
-        view = await self._sessions.cancel(context.owner(), request.merge_session_id)
+        view = await self._sessions.cancel(context.owner(request.owner), request.merge_session_id)
         return merge_service_pb2.CancelMergeResponse(merge_session=_session(view))
 
-    async def ListMerges(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
-        raise Unimplemented("ListMerges is not served yet")
+    async def ListMerges(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.ListMergesRequest, rpc: Rpc
+    ) -> merge_service_pb2.ListMergesResponse:
+        owner = context.owner(request.owner)
+        views, token = await self._sessions.page(owner, request.page_size, request.page_token)
+        return merge_service_pb2.ListMergesResponse(
+            merge_sessions=[_session(view) for view in views], next_page_token=token
+        )
 
-    async def TriggerMerge(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
-        raise Unimplemented("TriggerMerge is not served yet; the merge starts by itself")
+    async def TriggerMerge(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.TriggerMergeRequest, rpc: Rpc
+    ) -> merge_service_pb2.TriggerMergeResponse:
+        view = await self._sessions.trigger(context.owner(request.owner), request.merge_session_id)
+        return merge_service_pb2.TriggerMergeResponse(merge_session=_session(view))
+
+    async def ListCompressionPresets(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.ListCompressionPresetsRequest, rpc: Rpc
+    ) -> merge_service_pb2.ListCompressionPresetsResponse:
+        return merge_service_pb2.ListCompressionPresetsResponse(presets=[preset_message(p) for p in PRESETS])
 
     async def ReplaceClip(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
         raise Unimplemented("ReplaceClip is not served yet")

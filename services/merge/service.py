@@ -7,11 +7,9 @@ its one compare-and-set is, and a crash after it loses nothing.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+import heapq
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -19,36 +17,34 @@ from services.common.clock import Clock
 from services.common.errors import (
     AlreadyExists,
     FailedPrecondition,
-    FieldViolation,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
     Unavailable,
 )
 from services.common.progress import Progress, ProgressBus
-from services.common.state import Entry, RevisionConflict, mutate, owned_key
+from services.common.state import Entry, RevisionConflict, mutate, owned_key, owner_prefix
 from services.merge.board import ProgressBoard
-from services.merge.domain import Clip, Reason, Session, SessionState
-from services.merge.planner import ClipUpload
+from services.merge.domain import Reason, Session, SessionState
+from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun, Sessions, Uploads
+from services.merge.requests import (
+    NewSession,
+    Place,
+    check_durations,
+    in_the_callers_names,
+    new_session,
+    place,
+    read_token,
+    write_token,
+)
 from services.merge.status import SessionView, view
-from services.merge.timeline import Canvas, Quality
 from services.merge.transitions import cancel, retry
 
 KIND = "merge"  # of progress hints
-_NAMESPACE = uuid.UUID("5b7a1f0e-3a54-4f0f-9d0c-0d1d4e0b6a57")
+_PAGE = 50
 _LOOK_AGAIN_SECONDS = 5.0
 _SETTLE_SECONDS = 0.2  # hints that come at once are one answer
-
-
-@dataclass(frozen=True, slots=True)
-class NewClip:
-    """A clip as the player announces it. ``duration`` in seconds, 0 when unknown."""
-
-    filename: str
-    size: int
-    duration: float
-    mime_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,38 +77,30 @@ class MergeSessions:
         self._max_clip_seconds = max_clip_seconds
         self._timing = timing or Timing()
 
-    async def initiate(
-        self,
-        owner: str,
-        clips: Sequence[NewClip],
-        *,
-        title: str,
-        request_id: str,
-        canvas: Canvas | None,
-        quality: Quality,
-    ) -> tuple[Session, Begun]:
+    async def initiate(self, owner: str, asked: NewSession) -> tuple[Session, Begun]:
         """Makes a session and its uploads, or finds those made under the same ``request_id``.
 
         Raises InvalidArgument (a clip is too long, or the upload service refuses it), ResourceExhausted (the
         owner's quota of uploads) and AlreadyExists (REQUEST_ID_REUSED). Unavailable leaves the session to the
         controller, and the caller to try again.
         """
-        self._check_durations(clips)
-        session = self._new(owner, clips, title, request_id, canvas, quality)
+        check_durations(asked.clips, self._max_clip_seconds)
+        session = new_session(owner, asked, self._clock(), timedelta(seconds=self._timing.upload_seconds))
         key = owned_key(owner, session.id)
         try:
             entry = await self._sessions.create(key, session)
         except RevisionConflict:
             entry = await self._existing(key, session)
+        if entry.value.uploads_ready:  # asking for them again would make those anew that have gone by now
+            return entry.value, Begun(await self._uploads_of(entry.value))
         try:
             begun = await self._uploads.batch_initiate(entry.value)
         except (InvalidArgument, ResourceExhausted) as refused:
-            if not entry.value.uploads_ready:
-                with suppress(RevisionConflict):  # whoever was faster has seen the same refusal
-                    await self._sessions.delete(key, entry.revision)
+            with suppress(RevisionConflict):  # whoever was faster has seen the same refusal
+                await self._sessions.delete(key, entry.revision)
             if isinstance(refused, ResourceExhausted):
                 raise
-            raise _in_the_callers_names(refused) from refused
+            raise in_the_callers_names(refused) from refused
         ready = await mutate(
             self._sessions, key, lambda s: s if s.uploads_ready else replace(s, uploads_ready=True)
         )
@@ -148,11 +136,62 @@ class MergeSessions:
                         await changed.wait()
                         await asyncio.sleep(_SETTLE_SECONDS)
 
-    async def retry(self, owner: str, session_id: str) -> SessionView:
-        """Tries a failed session again. Raises NotFound and FailedPrecondition (RETRY_NOT_AVAILABLE)."""
+    async def page(self, owner: str, page_size: int, page_token: str) -> tuple[list[SessionView], str]:
+        """Some of the owner's sessions, newest first, and the token of the next page, "" on the last. Reads the
+        owner's records alone and holds one page of them. Raises InvalidArgument (PAGE_TOKEN_INVALID)."""
+        after = read_token(page_token) if page_token else None
+        newest: list[tuple[Place, Session]] = []
+        size = page_size or _PAGE
+        async with aclosing(self._sessions.list(owner_prefix(owner))) as entries:
+            async for entry in entries:
+                at = place(entry.value)
+                if after is not None and at >= after:
+                    continue
+                if len(newest) <= size:
+                    heapq.heappush(newest, (at, entry.value))
+                elif at > newest[0][0]:
+                    heapq.heapreplace(newest, (at, entry.value))
+        found = sorted(newest, key=lambda one: one[0], reverse=True)
+        token = write_token(found[size - 1][0]) if len(found) > size else ""
+        return [await self._view(session) for _, session in found[:size]], token
+
+    async def trigger(self, owner: str, session_id: str) -> SessionView:
+        """The session, whose merge begins by itself once its clips are in. Raises NotFound and FailedPrecondition
+        (CLIPS_MISSING, MERGE_FAILED, MERGE_CANCELLED) when it does not."""
+        seen = await self.get(owner, session_id)
+        failure = seen.session.failure
+        if seen.session.state is SessionState.CANCELLED:
+            raise FailedPrecondition("the session was cancelled", reason=Reason.MERGE_CANCELLED)
+        if seen.session.state is SessionState.FAILED and failure is not None:
+            raise FailedPrecondition(
+                f"the session has failed: {failure.message}",
+                reason=Reason.MERGE_FAILED,
+                metadata={
+                    "error_type": failure.error_type,
+                    "retry_available": str(failure.retry_available).lower(),
+                },
+            )
+        missing = [str(clip.clip.index) for clip in seen.clips if not clip.uploaded]
+        if missing and seen.session.state is SessionState.ACTIVE:
+            numbers = ", ".join(str(int(index) + 1) for index in missing)
+            raise FailedPrecondition(
+                f"not completely uploaded: clip {numbers}",
+                reason=Reason.CLIPS_MISSING,
+                metadata={"missing_clips": ",".join(missing)},
+            )
+        return seen
+
+    async def retry(self, owner: str, session_id: str, request_id: str = "") -> SessionView:
+        """Tries a failed session again, once for each ``request_id``. One that was tried again and has not failed
+        since stays as it is: the answer to that try may have been lost. Raises NotFound and FailedPrecondition
+        (RETRY_NOT_AVAILABLE)."""
         now = self._clock()
 
         def again(session: Session) -> Session:
+            if request_id and session.retry_request_id == request_id:
+                return session
+            if session.retry_count and session.state in (SessionState.ACTIVE, SessionState.COMPLETED):
+                return session
             if session.failure is None or session.state is not SessionState.FAILED:
                 raise FailedPrecondition("the session has not failed", reason=Reason.RETRY_NOT_AVAILABLE)
             if not session.failure.retry_available:
@@ -161,7 +200,8 @@ class MergeSessions:
                 )
             timing = self._timing
             seconds = timing.processing_seconds if session.all_uploaded else timing.upload_seconds
-            return retry(session, now + timedelta(seconds=seconds), now)
+            tried = retry(session, now + timedelta(seconds=seconds), now)
+            return replace(tried, retry_request_id=request_id)
 
         return await self._change(owner, session_id, again)
 
@@ -188,6 +228,14 @@ class MergeSessions:
     async def _view(self, session: Session) -> SessionView:
         return view(session, await missing_uploads(self._uploads, session), self._board.fraction)
 
+    async def _uploads_of(self, session: Session) -> list[ClipUpload]:
+        """The uploads of the session's clips; of one that is gone no more than its id."""
+        found = await asyncio.gather(*(self._uploads.get(session.owner, clip.upload_id) for clip in session.clips))
+        return [
+            upload or ClipUpload(clip.upload_id, UploadStatus.PENDING)
+            for clip, upload in zip(session.clips, found, strict=True)
+        ]
+
     async def _existing(self, key: str, wanted: Session) -> Entry[Session]:
         entry = await self._sessions.get(key)
         if entry is None:
@@ -195,46 +243,6 @@ class MergeSessions:
         if entry.value.request_fingerprint != wanted.request_fingerprint:
             raise AlreadyExists("this request_id was used with other parameters", reason=Reason.REQUEST_ID_REUSED)
         return entry
-
-    def _check_durations(self, clips: Sequence[NewClip]) -> None:
-        for i, clip in enumerate(clips):
-            if clip.duration > self._max_clip_seconds + 1:
-                raise InvalidArgument.field(
-                    f"video_durations[{i}]",
-                    f"a clip may be {self._max_clip_seconds:g} seconds long at most",
-                    reason=Reason.CLIP_TOO_LONG,
-                )
-
-    def _new(
-        self,
-        owner: str,
-        clips: Sequence[NewClip],
-        title: str,
-        request_id: str,
-        canvas: Canvas | None,
-        quality: Quality,
-    ) -> Session:
-        now = self._clock()
-        name = f"{owner}\0{request_id}" if request_id else uuid.uuid4().hex
-        session_id = uuid.uuid5(_NAMESPACE, name)
-        described = [(c.filename, c.size, c.duration, c.mime_type) for c in clips]
-        shape = (canvas.width, canvas.height) if canvas is not None else None
-        fingerprint = hashlib.sha256(json.dumps([described, title, shape, quality]).encode()).hexdigest()
-        return Session(
-            id=str(session_id),
-            owner=owner,
-            title=title,
-            request_fingerprint=fingerprint,
-            clips=tuple(
-                Clip(i, str(uuid.uuid5(session_id, f"clip-{i}-0")), c.filename, c.size, c.duration, c.mime_type)
-                for i, c in enumerate(clips)
-            ),
-            created_at=now,
-            updated_at=now,
-            deadline=now + timedelta(seconds=self._timing.upload_seconds),
-            quality=quality,
-            canvas=canvas,
-        )
 
 
 async def missing_uploads(uploads: Uploads, session: Session) -> Mapping[str, ClipUpload]:
@@ -259,15 +267,3 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 def _not_found() -> NotFound:
     return NotFound("no merge session of yours has this id", reason=Reason.MERGE_NOT_FOUND)
-
-
-def _in_the_callers_names(refused: InvalidArgument) -> InvalidArgument:
-    """The upload service names ``clips[1].file_size``; our caller sent ``video_file_sizes[1]``."""
-    names = {"filename": "video_filenames", "file_size": "video_file_sizes", "mime_type": "video_mime_types"}
-    violations = []
-    for violation in refused.violations:
-        place, _, field = violation.field.partition(".")
-        index = place.removeprefix("clips")
-        violations.append(FieldViolation(f"{names.get(field, field)}{index}", violation.description))
-    text = f"{violations[0].field}: {violations[0].description}" if violations else refused.message
-    return InvalidArgument(text, reason=refused.reason, violations=violations, domain=refused.domain)

@@ -49,6 +49,7 @@ class ClipView:
     status: ClipStatus
     percent: float
     uploaded_at: datetime | None
+    uploaded: bool
     error_type: str = ""
     error_message: str = ""
 
@@ -105,7 +106,8 @@ def _clip_view(session: Session, clip: Clip, upload: ClipUpload | None, fraction
     if failure is not None and failure.clip_index == clip.index:
         error_type, error_message = failure.error_type, failure.message
     status = _clip_status(session, clip, upload)
-    return ClipView(clip, status, _percent(percent), clip.uploaded_at, error_type, error_message)
+    uploaded_whole = bool(clip.source_key) or (upload is not None and upload.status is UploadStatus.COMPLETED)
+    return ClipView(clip, status, _percent(percent), clip.uploaded_at, uploaded_whole, error_type, error_message)
 
 
 def _clip_status(session: Session, clip: Clip, upload: ClipUpload | None) -> ClipStatus:

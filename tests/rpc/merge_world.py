@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
+import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.channel import open_channel
@@ -19,6 +20,7 @@ from services.common.errors import ServiceError
 from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.common.lifecycle import App
+from services.common.status import remote_errors
 from services.merge import wiring
 from services.merge.config import MergeSettings
 from services.merge.domain import Session
@@ -210,6 +212,13 @@ class World:
                     watch.cancel()
                     return response.merge_session
         raise AssertionError("the watch ended before")
+
+
+async def refusal(call: object) -> ServiceError:
+    """The error that a call ends in."""
+    with pytest.raises(ServiceError) as caught, remote_errors():
+        await call  # type: ignore[misc]  # a grpc call is awaitable
+    return caught.value
 
 
 def three_clips(**changes: object) -> merge_service_pb2.InitiateMergeRequest:

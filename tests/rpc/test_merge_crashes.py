@@ -22,8 +22,9 @@ from services.merge.cleaning import SessionCleaner
 from services.merge.controller import MergeController
 from services.merge.domain import JobKind, Session, UnitState, Video
 from services.merge.jobs import KINDS
+from services.merge.requests import NewClip, NewSession
 from services.merge.scratch import Scratch
-from services.merge.service import MergeSessions, NewClip
+from services.merge.service import MergeSessions
 from services.merge.timeline import Quality
 from services.merge.work import MergeWork
 from services.merge.worker import MAX_DELIVERIES, MergeWorker
@@ -80,9 +81,7 @@ class Parts:
             self.sessions, self.world.uploads, self.progress, ProgressBoard(), clock=utc_now, max_clip_seconds=60
         )
         clips = [NewClip(f"{n}.mp4", 100, 3.0, "video/mp4") for n in range(3)]
-        session, _ = await merges.initiate(
-            "alice", clips, title="", request_id="", canvas=None, quality=Quality.LOW
-        )
+        session, _ = await merges.initiate("alice", NewSession(clips, quality=Quality.LOW))
         await self.world.uploads.complete(session.clips[0].upload_id)
         return owned_key("alice", session.id)
 

@@ -18,15 +18,13 @@ from services.common.errors import (
     NotFound,
     PermissionDenied,
     ResourceExhausted,
-    ServiceError,
     Unimplemented,
 )
 from services.common.keys import KeyRing
 from services.common.playback import PlaybackSigner
-from services.common.status import remote_errors
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.timeline import FPS
-from tests.rpc.merge_world import FRAMES, SteeredMedia, World, running, three_clips
+from tests.rpc.merge_world import FRAMES, SteeredMedia, World, refusal, running, three_clips
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2, video_pb2, video_service_pb2
 
 
@@ -34,13 +32,6 @@ from twotruths.merge.v1 import merge_pb2, merge_service_pb2, video_pb2, video_se
 async def world(nats_client: Client, nats_url: str, keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
     async with running(nats_url, keys, tmp_path) as world:
         yield world
-
-
-async def refusal(call: object) -> ServiceError:
-    """The error that a call ends in."""
-    with pytest.raises(ServiceError) as caught, remote_errors():
-        await call  # type: ignore[misc]  # a grpc call is awaitable
-    return caught.value
 
 
 async def test_initiate_gives_an_upload_for_each_clip(world: World) -> None:
@@ -288,8 +279,6 @@ async def test_only_what_a_later_issue_fills_is_unimplemented(world: World) -> N
     alice = world.as_player("alice")
     id_ = (await world.initiate()).merge_session_id
     calls = (
-        world.merges.ListMerges(merge_service_pb2.ListMergesRequest(), metadata=alice),
-        world.merges.TriggerMerge(merge_service_pb2.TriggerMergeRequest(merge_session_id=id_), metadata=alice),
         world.merges.ReplaceClip(
             merge_service_pb2.ReplaceClipRequest(
                 merge_session_id=id_, filename="a", file_size=1, mime_type="video/mp4"
