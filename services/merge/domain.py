@@ -29,6 +29,7 @@ class Reason(StrEnum):
     CLIPS_MISSING = "CLIPS_MISSING"
     MERGE_FAILED = "MERGE_FAILED"
     MERGE_CANCELLED = "MERGE_CANCELLED"
+    VIDEO_IN_USE = "VIDEO_IN_USE"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"  # noqa: S105  the name of a refusal, not a secret
 
 
@@ -236,6 +237,13 @@ class Video:
     created_at: datetime
     transcoded: bool = True
     visibility: Visibility = Visibility.PRIVATE
+    deleted_at: datetime | None = None
+    cleaned: bool = False
+
+
+def folder_of(session_id: str) -> str:
+    """Where the session's video and what belongs to it lie in the object store."""
+    return f"videos/{session_id}/"
 
 
 def unit_name(kind: JobKind, clip_index: int) -> str:

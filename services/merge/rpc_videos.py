@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 
 from services.common import context
-from services.common.errors import Unimplemented
+from services.common.errors import PermissionDenied
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
-from services.merge.domain import Video, Visibility
+from services.merge.domain import Reason, Video, Visibility
 from services.merge.messages import segment_message
 from services.merge.timeline import FPS, segments
 from services.merge.videos import MergedVideos
@@ -21,6 +21,7 @@ SCOPES = {
     **{f"/{VIDEO_SERVICE}/{name}": MEDIA_READ for name in ("GetVideo", "GetPlayback")},
     f"/{VIDEO_SERVICE}/DeleteVideo": MEDIA_UPLOAD,
 }
+_CHALLENGE = "service:challenge"
 
 Rpc = grpc.aio.ServicerContext[Any, Any]
 
@@ -53,13 +54,17 @@ class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
     async def SetVisibility(  # noqa: N802  the contract's name
         self, request: video_service_pb2.SetVisibilityRequest, rpc: Rpc
     ) -> video_service_pb2.SetVisibilityResponse:
-        context.require_service()
+        if context.principal().subject != _CHALLENGE:
+            raise PermissionDenied("challenge alone says who may see a video", reason=Reason.INTERNAL_ONLY)
         visibility = Visibility(video_pb2.Visibility.Name(request.visibility))
         video = await self._videos.set_visibility(request.owner, request.video_file_id, visibility)
         return video_service_pb2.SetVisibilityResponse(video=_video(video))
 
-    async def DeleteVideo(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
-        raise Unimplemented("DeleteVideo is not served yet")
+    async def DeleteVideo(  # noqa: N802  the contract's name
+        self, request: video_service_pb2.DeleteVideoRequest, rpc: Rpc
+    ) -> video_service_pb2.DeleteVideoResponse:
+        await self._videos.delete(context.owner(request.owner), request.video_file_id)
+        return video_service_pb2.DeleteVideoResponse()
 
 
 def _video(video: Video) -> video_pb2.Video:

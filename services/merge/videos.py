@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from services.common.clock import Clock
 from services.common.context import Principal
-from services.common.errors import NotFound
+from services.common.errors import FailedPrecondition, NotFound
 from services.common.playback import PlaybackSigner
 from services.common.state import mutate
 from services.merge.domain import Reason, Video, Visibility
@@ -57,7 +57,7 @@ class MergedVideos:
     async def get(self, caller: Principal, id_: str) -> Video:
         """The video, for a service, its owner, or anyone once it is public. Raises NotFound."""
         entry = await self._videos.get(id_)
-        if entry is None:
+        if entry is None or entry.value.deleted_at is not None:
             raise _not_found()
         video = entry.value
         if caller.is_service or video.owner == caller.subject or video.visibility is Visibility.PUBLIC:
@@ -78,7 +78,7 @@ class MergedVideos:
         """Says who may see the owner's video. Raises NotFound."""
 
         def changed(video: Video) -> Video:
-            if video.owner != owner:
+            if video.owner != owner or video.deleted_at is not None:
                 raise _not_found()
             return video if video.visibility is visibility else replace(video, visibility=visibility)
 
@@ -86,6 +86,26 @@ class MergedVideos:
         if entry is None:
             raise _not_found()
         return entry.value
+
+    async def delete(self, owner: str, id_: str) -> None:
+        """From now on nobody finds the owner's video, and its files go; again changes nothing. A video that is
+        public belongs to a challenge that players see: publishing and deleting are writes of one record, so
+        whichever comes first wins. Raises NotFound and FailedPrecondition (VIDEO_IN_USE)."""
+        now = self._clock()
+
+        def deleted(video: Video) -> Video:
+            if video.owner != owner:
+                raise _not_found()
+            if video.deleted_at is not None:
+                return video
+            if video.visibility is Visibility.PUBLIC:
+                raise FailedPrecondition(
+                    "a published challenge shows this video: withdraw it first", reason=Reason.VIDEO_IN_USE
+                )
+            return replace(video, deleted_at=now)
+
+        if await mutate(self._videos, id_, deleted) is None:
+            raise _not_found()
 
 
 def _not_found() -> NotFound:

@@ -33,6 +33,7 @@ from services.merge.jobs import KINDS, MergeJob
 from services.merge.media.limits import Limits
 from services.merge.media.runner import MediaRunner
 from services.merge.ports import Media, Uploads
+from services.merge.removal import VideoRemover
 from services.merge.scratch import Scratch
 from services.merge.service import MergeSessions, Timing
 from services.merge.videos import MergedVideos
@@ -81,13 +82,15 @@ async def build_controller(
             stack.push_async_callback(channel.close)
             uploads = UploadClient(channel)
         board, progress = ProgressBoard(), NatsProgressBus(nats)
+        objects = await stack.enter_async_context(open_objects(settings))
+        remover = VideoRemover(videos, objects)
         timing = Timing(settings.upload_timeout_seconds, settings.processing_timeout_seconds)
         cleaner = SessionCleaner(
             sessions,
             videos,
             uploads,
             queue,
-            await stack.enter_async_context(open_objects(settings)),
+            objects,
             clock=clock,
             encode=JOBS.encode,
             retention=Retention(
@@ -111,7 +114,8 @@ async def build_controller(
         await JetStreamStateStore(nats, "uploads", UploadEvents(), replicas=settings.nats_replicas).ensure()
         upload_feed = JetStreamChangeFeed(nats, "uploads", "merge-controller", UploadEvents())
         session_feed = JetStreamChangeFeed(nats, "merges", "merge-controller", SESSIONS)
-        for feed in (upload_feed, session_feed):
+        video_feed = JetStreamChangeFeed(nats, "videos", "merge-controller", VIDEOS)
+        for feed in (upload_feed, session_feed, video_feed):
             await feed.ensure()
             stack.push_async_callback(feed.close)
         server = GrpcServer(
@@ -143,6 +147,7 @@ async def build_controller(
         loops = (
             lambda: controller.follow(upload_feed, session_of_upload),
             lambda: controller.follow(session_feed, lambda key, _: key),
+            lambda: remover.follow(video_feed),
             controller.sweep,
             controller.listen,
         )

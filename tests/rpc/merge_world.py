@@ -183,9 +183,9 @@ class World:
         """Metadata of a player's calls."""
         return (("authorization", f"Bearer {self.keys.player_token(user)}"),)
 
-    def as_service(self) -> tuple[tuple[str, str], ...]:
+    def as_service(self, name: str = "challenge") -> tuple[tuple[str, str], ...]:
         """Metadata of a service's calls."""
-        token = ServiceTokens.from_settings(self.settings, "challenge").token("merge")
+        token = ServiceTokens.from_settings(self.settings, name).token("merge")
         return (("authorization", f"Bearer {token}"),)
 
     async def initiate(self, user: str = "alice", /, **changes: object) -> merge_service_pb2.InitiateMergeResponse:

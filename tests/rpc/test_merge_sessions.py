@@ -286,7 +286,6 @@ async def test_only_what_a_later_issue_fills_is_unimplemented(world: World) -> N
             metadata=alice,
         ),
         world.merges.GetProcessingHealth(merge_service_pb2.GetProcessingHealthRequest(), metadata=alice),
-        world.videos.DeleteVideo(video_service_pb2.DeleteVideoRequest(video_file_id=id_), metadata=alice),
     )
     for call in calls:
         assert isinstance(await refusal(call), Unimplemented)
