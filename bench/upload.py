@@ -20,14 +20,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Column, Table
-
 from bench import servers
+from bench.report import Result, against, publish
 from bench.servers import Server
 
 HEAD = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00isomiso2avc1mp41"
@@ -39,26 +37,6 @@ STREAMS = 32
 STREAM_BYTES = 4 * MIB
 PING_EVERY = 0.01
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "upload.jsonl"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of the results. ``peer`` is None for what has only a bound; ``target`` is what the ratio (or else
-    ours) should reach: at least, or at most when ``at_most``."""
-
-    name: str
-    ours: float
-    peer: float | None
-    ratio: float | None
-    unit: str
-    target: float
-    at_most: bool
-
-    @property
-    def met(self) -> bool:
-        figure = self.ours if self.ratio is None else self.ratio
-        return figure <= self.target if self.at_most else figure >= self.target
 
 
 @dataclass(frozen=True)
@@ -142,7 +120,7 @@ class Bench:
     def faster(self, name: str, peer: Server, chunk: int, target: float) -> Result:
         """Our MB/s against the peer's."""
         ours, theirs = self.rates(peer, chunk)
-        return Result(name, ours, theirs, ours / theirs, "MB/s", target, at_most=False)
+        return against(name, ours, theirs, "MB/s", target, at_most=False)
 
     def cost(self, name: str, scratch: Path, target: float, *, complete: bool) -> Result:
         """CPU-seconds a GB of gateway and upload service against the floor."""
@@ -152,16 +130,14 @@ class Bench:
             least.append(floor(self.files, scratch))
             self.clean()
         ours, theirs = statistics.median(used), statistics.median(least)
-        return Result(name, ours, theirs, ours / theirs, "CPU-s/GB", target, at_most=True)
+        return against(name, ours, theirs, "CPU-s/GB", target, at_most=True)
 
     def amplification(self) -> Result:
         """Bytes that our services wrote against bytes uploaded."""
         written = run(self.ours, self.files, MIB).written
         self.clean()
         total = FILES * FILE_BYTES
-        return Result(
-            "upload.write_amplification", written / 1e6, total / 1e6, written / total, "MB", 1.05, at_most=True
-        )
+        return against("upload.write_amplification", written / 1e6, total / 1e6, "MB", 1.05, at_most=True)
 
     def ping(self) -> Result:
         """How long a status call through the gateway takes while files are uploaded: the 99th percentile."""
@@ -255,20 +231,7 @@ def main() -> None:
     """Measures, writes the lines and shows the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each pair is measured")
-    rounds = parser.parse_args().rounds
-    RESULTS.parent.mkdir(exist_ok=True)
-    table = Table(Column("name", min_width=36), "ours", "peer", "ratio", "unit", "target", "")
-    with RESULTS.open("w") as lines:
-        for result in measure(rounds):
-            line = asdict(result)
-            lines.write(json.dumps(line) + "\n")
-            bound = f"{'≤' if result.at_most else '≥'} {result.target:g}"
-            numbers = [
-                "" if value is None else f"{value:.2f}" for value in (result.ours, result.peer, result.ratio)
-            ]
-            table.add_row(result.name, *numbers, result.unit, bound, "met" if result.met else "missed")
-    console = Console()
-    console.print(table, width=max(console.width, 110), no_wrap=True, crop=False)
+    publish(measure(parser.parse_args().rounds), "upload.jsonl")
 
 
 if __name__ == "__main__":
