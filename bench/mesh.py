@@ -21,7 +21,6 @@ from services.common.keys import KeyRing
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _START_SECONDS = 60.0
-_POLL_SECONDS = 0.02
 _URL = "/api/v1/challenge-videos"
 
 
@@ -62,14 +61,20 @@ class Mesh:
         self.call("POST", f"{_URL}/upload/{upload['session_id']}/complete", {})
 
     def until_completed(self, session_id: str) -> dict[str, Any]:
-        """The session once its video is there. Raises RuntimeError when it fails."""
-        while True:
-            session = self.call("GET", f"{_URL}/merge-session/{session_id}/status")
-            if session["overall_status"] == "completed":
-                return session
-            if session["overall_status"] in {"failed", "cancelled"}:
-                raise RuntimeError(f"the merge failed: {session['error_type']}: {session['error_message']}")
-            time.sleep(_POLL_SECONDS)
+        """The session once its video is there, told by the server as it happens. Raises RuntimeError when it
+        fails."""
+        request = urllib.request.Request(
+            f"{self.info.gateway_url}{_URL}/merge-session/{session_id}/events",
+            headers={"Authorization": f"Bearer {self.token}", "Accept": "text/event-stream"},
+        )
+        with urllib.request.urlopen(request, timeout=600) as events:
+            for line in events:
+                session = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+                if session.get("overall_status") == "completed":
+                    return dict(session)
+                if session.get("overall_status") in {"failed", "cancelled"}:
+                    raise RuntimeError(f"the merge failed: {session['error_type']}: {session['error_message']}")
+        raise RuntimeError("the events ended before the merge")
 
     def video(self, session: dict[str, Any], target: Path) -> Path:
         """The merged file."""
