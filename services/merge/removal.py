@@ -1,9 +1,9 @@
 """What a deleted video leaves behind: its file and all that lies beside it in the video's folder.
 
 DeleteVideo only writes down that the video is gone, from when on nobody finds it. That change wakes this loop,
-which empties the folder and then lets the record go after a while. Until it is written down that the folder is empty
-the change comes again, so a crash anywhere only means a repeat. The record stays that long so that a controller that
-still works on the session's end finds it, and does not make the video anew.
+which empties the folder and lets the record go after a while. Until it is written down that the folder is empty
+the change comes again, so a crash anywhere only means a repeat. The record stays that long so that a controller
+that still works on the session's end finds it, and does not make the video anew.
 """
 
 from __future__ import annotations
