@@ -14,6 +14,7 @@ from enum import StrEnum
 FPS = 30
 SAMPLE_RATE = 48_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+NARROWEST = 9 / 22  # short side to long side; the tallest phones record their screens as 9:21
 
 
 class Quality(StrEnum):
@@ -115,11 +116,12 @@ def segments(frames: tuple[int, ...]) -> tuple[Segment, ...]:
 def canvas_for(clip: ClipInfo) -> Canvas:
     """The canvas a clip asks for: its own shape, long side 1920 if it has that many pixels, else 1280.
 
-    Smaller clips are scaled up to 1280, so that one tiny clip cannot make the others unwatchable.
+    Smaller clips are scaled up to 1280, so that one tiny clip cannot make the others unwatchable; a clip
+    narrower than any phone's screen is padded to :data:`NARROWEST`, so that neither can a strip.
     """
     long_side = 1920 if max(clip.width, clip.height) >= 1920 else 1280
     scale = long_side / max(clip.width, clip.height)
-    return Canvas(_even(clip.width * scale), _even(clip.height * scale))
+    return Canvas(*(_even(max(side * scale, long_side * NARROWEST)) for side in (clip.width, clip.height)))
 
 
 def _even(pixels: float) -> int:

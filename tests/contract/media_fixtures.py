@@ -81,6 +81,42 @@ def beeps(heard: array[int]) -> list[Fraction]:
     return starts
 
 
+def sync(path: Path) -> Fraction:
+    """How far the beeps are from the flashes, at worst, in seconds; there must be as many, and some."""
+    seen, heard = flashes(pictures(path)), beeps(samples(path))
+    assert len(seen) == len(heard) > 0
+    return max(abs(a - b) for a, b in zip(seen, heard, strict=True))
+
+
+def idr_frames(path: Path) -> list[int]:
+    """Numbers of the H.264 frames that are IDR. No frame coded after one may be shown before it (a closed GOP)."""
+    found: list[int] = []
+    with av.open(path) as container:
+        for packet in container.demux(video=0):
+            if not packet.size:
+                continue
+            assert packet.pts is not None
+            number = round(packet.pts * packet.time_base * FPS)
+            assert not found or number > found[-1]
+            if 5 in _nal_types(bytes(packet)):
+                found.append(number)
+    return found
+
+
+def coded_samples(path: Path) -> int:
+    """How many samples a PCM track of 16-bit stereo has, counted in its packets."""
+    with av.open(path) as container:
+        return sum(packet.size for packet in container.demux(audio=0)) // 4
+
+
+def _nal_types(data: bytes) -> set[int]:
+    types, position = set(), 0
+    while position + 4 < len(data):
+        types.add(data[position + 4] & 0x1F)
+        position += 4 + int.from_bytes(data[position : position + 4], "big")
+    return types
+
+
 def looks_like(measured: Colour, colour: Colour) -> bool:
     """In BT.709; brightness is loose, because of the texture, and colour is not."""
     wanted = to_yuv(colour, "bt709")

@@ -22,7 +22,7 @@ from services.merge.media.progress import Progress as Ticker
 from services.merge.media.runner import MediaRunner
 from services.merge.media.verify import verify
 from services.merge.timeline import FPS, SAMPLES_PER_FRAME, Canvas, Quality, canvas_for, segments
-from tests.contract.media_fixtures import beeps, flashes, looks_like, pictures, samples
+from tests.contract.media_fixtures import flashes, looks_like, pictures, samples, sync
 
 CANVAS = Canvas(160, 120)
 SYNC = Fraction(5, 1000)
@@ -52,13 +52,6 @@ async def failure(job: Awaitable[object]) -> str:
     return caught.value.error_type
 
 
-def sound_offset(path: Path) -> Fraction:
-    """How far the beeps are from the flashes, at worst."""
-    seen, heard = flashes(pictures(path)), beeps(samples(path))
-    assert len(seen) == len(heard) > 0
-    return max(abs(a - b) for a, b in zip(seen, heard, strict=True))
-
-
 # Joined
 
 
@@ -85,7 +78,7 @@ async def test_merge_is_exact_to_the_frame_and_the_sample(tmp_path: Path, progre
         assert looks_like(own[-1].yuv(), colour)
     heard = samples(target)
     assert 0 <= len(heard) - sum(merged.frames) * SAMPLES_PER_FRAME < 1024
-    assert sound_offset(target) < SYNC
+    assert sync(target) < SYNC
     assert progress == sorted(progress)
     assert progress[-1] == (2 * sum(merged.frames), 2 * sum(merged.frames))
 
@@ -227,7 +220,7 @@ async def test_sound_stays_with_the_picture(
 
     assert len(pictures(target)) == 36
     assert len(samples(target)) == 36 * SAMPLES_PER_FRAME
-    assert sound_offset(target) < SYNC
+    assert sync(target) < SYNC
 
 
 @pytest.mark.parametrize(
@@ -246,7 +239,7 @@ async def test_sound_of_another_length_is_placed_and_cut_to_the_picture(tmp_path
 
     heard = samples(target)
     assert len(heard) == FPS * SAMPLES_PER_FRAME
-    assert sound_offset(target) < SYNC
+    assert sync(target) < SYNC
     if sound.delay:
         assert not any(heard[: int(sound.delay * 48_000) - 2048])
 
@@ -271,7 +264,7 @@ async def test_variable_rate_is_made_constant_in_time(tmp_path: Path, runner: Me
     assert [picture.number for picture in shown] == list(range(len(shown)))
     assert flashes(shown) == [Fraction(1, 2)]
     assert [i for i, picture in enumerate(shown) if picture.yuv()[0] > 210] == [15, 16, 17]
-    assert sound_offset(target) < SYNC
+    assert sync(target) < SYNC
 
 
 async def test_parameter_sets_do_not_depend_on_the_source(tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ def test_a_frame_has_a_whole_number_of_samples() -> None:
         ((1280, 720), (1280, 720)),
         ((640, 480), (1280, 960)),
         ((853, 481), (1280, 722)),
-        ((2, 4000), (2, 1920)),
+        ((1080, 2520), (822, 1920)),
+        ((2, 4000), (786, 1920)),
+        ((1000, 100), (1280, 524)),
     ],
 )
 def test_canvas_keeps_the_shape_with_even_sides(size: tuple[int, int], canvas: tuple[int, int]) -> None:

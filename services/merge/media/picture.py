@@ -7,6 +7,9 @@ Colour. The scaler must be told the source's matrix: left to itself it assumes B
 input and shifts the colours of HD clips. Untagged is taken as players take it: BT.709 above 576 lines.
 HDR (PQ, HLG) and BT.2020 go through the scaler's colour management, perceptual intent, at canvas size and after
 a first scaler that keeps the depth. Its tables cost 4 CPU-seconds once a clip, then 0.01 a 720p frame.
+
+Interlaced pictures (camcorders') are shown as their upper field alone: it moves as the clip does, and the filters
+that weave both fields hold a picture back, which would lose the one picture in, one picture out.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ from services.merge.timeline import FPS, Canvas
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 SD_LINES = 576
-HDR_TRANSFERS = {ColorTrc.SMPTE2084: "smpte2084", ColorTrc.ARIB_STD_B67: "arib-std-b67"}
+HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "smpte2084", ColorTrc.ARIB_STD_B67: "arib-std-b67"}
 
-_Kind = tuple[int, int, str, Orientation, int, int, int, int]
+_Kind = tuple[int, int, str, Orientation, int, int, int, int, bool]
 
 
 class Fitter:
@@ -47,6 +50,7 @@ class Fitter:
             frame.color_range,
             frame.color_trc,
             frame.color_primaries,
+            frame.interlaced_frame,
         )
         if self._graph is None or kind != self._kind:
             self._kind, self._graph = kind, self._build(frame)
@@ -58,6 +62,7 @@ class Fitter:
         width, height = fitted(turn.displayed(*self._square(frame)), self._canvas)
         steps = [
             ("sidedata", "mode=delete"),
+            *[("field", "top")] * (frame.interlaced_frame and frame.height > 1),
             *_scale(frame, *turn.displayed(width, height)),
             *turn.filters(),
             ("pad", f"{self._canvas.width}:{self._canvas.height}:{_centre(self._canvas, width, height)}:black"),
@@ -94,14 +99,16 @@ def _buffer(frame: VideoFrame) -> str:
 def _scale(frame: VideoFrame, width: int, height: int) -> list[tuple[str, str]]:
     """Scale and convert to BT.709 limited range; the sizes are as stored, before turning."""
     size = f"w={width}:h={height}:flags=bicubic"
-    matrix = MATRICES.get(frame.colorspace, "bt709" if frame.height > SD_LINES else "smpte170m")
+    hdr = HDR_TRANSFERS.get(frame.color_trc)
+    wide = hdr is not None or frame.color_primaries == ColorPrimaries.BT2020
+    untagged = "bt2020" if wide else "bt709" if frame.height > SD_LINES else "smpte170m"
+    matrix = MATRICES.get(frame.colorspace, untagged)
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     given = f"in_color_matrix={matrix}:in_range={'pc' if full else 'tv'}"
     wanted = "out_color_matrix=bt709:out_range=tv"
     if frame.format.is_rgb:
         given = "in_range=pc"
-    hdr = HDR_TRANSFERS.get(ColorTrc(frame.color_trc)) if frame.color_trc in set(HDR_TRANSFERS) else None
-    if hdr is None and frame.color_primaries != ColorPrimaries.BT2020:
+    if not wide:
         return [("scale", f"{size}:{given}:{wanted}"), ("format", "yuv420p")]
     managed = f"in_primaries=bt2020:in_transfer={hdr or 'bt709'}:out_primaries=bt709:out_transfer=bt709"
     return [
