@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from services.upload.index import UploadIndex
 from services.upload.ports import Hints, PartStore, UploadStore
 from services.upload.requests import canonical_id, replayed, require_same
 
-_MOMENT_SECONDS = 1.0
 _SAME_FILE = ("promised_sha256", "size", "length_deferred", "mime_type", "purpose")
 
 
@@ -178,23 +176,6 @@ class UploadRecords:
                 if entry is None or entry.value.state is not UploadState.COMPLETED:
                     return False
         return bool(upload.sibling_ids)
-
-
-class RecentRecord:
-    """The caller's upload as it was within the last moment: a chunk and what happens to its upload meanwhile
-    happen at the same time, and either may have been first."""
-
-    def __init__(self, records: UploadRecords, id_: str) -> None:
-        self._records = records
-        self._id = id_
-        self._read: tuple[float, Upload] | None = None
-
-    async def get(self) -> Upload:
-        """Raises what :meth:`UploadRecords.owned` raises."""
-        now = asyncio.get_running_loop().time()
-        if self._read is None or now - self._read[0] > _MOMENT_SECONDS:
-            self._read = now, await self._records.owned(self._id)
-        return self._read[1]
 
 
 def record_key(upload: Upload) -> str:

@@ -31,7 +31,7 @@ from services.upload.limits import Limits
 from services.upload.ports import Hints, PartStore, StoredPart
 from services.upload.quotas import Allowance, Quotas
 from services.upload.reasons import Reason
-from services.upload.records import RecentRecord, UploadRecords, UploadView, record_key
+from services.upload.records import UploadRecords, UploadView, record_key
 from services.upload.requests import (
     NewClip,
     NewFile,
@@ -156,25 +156,22 @@ class UploadService:
         header = await stream.next_chunk()
         if header is None:
             raise malformed("there is no chunk in it")
-        record = RecentRecord(self._records, header.session_id)
-        stored: list[StoredPart] = []
+        session_id, stored = header.session_id, list[StoredPart]()
         while header is not None:
-            upload = await record.get()
+            upload = await self._records.owned(session_id)
             if header.session_id and canonical_id(header.session_id) != upload.id:
                 raise malformed("all its chunks belong to one upload")
             upload.require_bytes(self._clock())
             upload.require_length()
-            stored.append(await self._store(record, upload, header, stream))
+            stored.append(await self._store(upload, header, stream))
             header = await stream.next_chunk()
-        return stored, await self._records.view(await record.get())
+        return stored, await self.get(session_id)
 
-    async def _store(
-        self, record: RecentRecord, upload: Upload, header: Header, stream: ChunkStream
-    ) -> StoredPart:
+    async def _store(self, upload: Upload, header: Header, stream: ChunkStream) -> StoredPart:
         async def confirm(part: Part) -> None:
             stream.verify(part)
             # The upload may have been cancelled, completed or given up while the bytes came in.
-            (await record.get()).require_bytes(self._clock())
+            (await self._records.owned(upload.id)).require_bytes(self._clock())
 
         part = await self._parts.put_part(record_key(upload), upload.grid, header.number, stream.body(), confirm)
         await self._hints.publish(Progress("upload", upload.id))

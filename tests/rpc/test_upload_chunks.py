@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, timedelta
 
 import pytest
@@ -24,6 +25,7 @@ from tests.rpc.upload_fixtures import (  # noqa: F401  pytest finds fixtures by 
     FILE,
     TOTAL,
     Mesh,
+    answer,
     chunk,
     mesh_fixture,
     service_errors,
@@ -113,6 +115,39 @@ async def test_the_end_of_a_stream_ends_its_last_chunk(small: Mesh) -> None:
     assert small.stored_parts(id_) == set()
     await small.alice.send(*chunk(id_, 1), header, *data)
     assert small.stored_parts(id_) == {0, 1}
+
+
+async def test_a_chunk_whose_client_gives_up_before_it_told_the_digest_is_not_stored(small: Mesh) -> None:
+    uploads = [(await small.alice.initiate()).session_id for _ in range(10)]
+    for id_ in uploads:
+        call = small.alice.stub.UploadChunks(metadata=small.alice.metadata)
+        for message in chunk(id_, 0, bytes(CHUNK))[:3]:
+            await call.write(message)
+        await small.written(id_, CHUNK)
+        call.cancel()
+        await asyncio.sleep(0.05)
+    assert not any(map(small.stored_parts, uploads))
+    assert (await small.alice.put(uploads[0], 0)).chunks[0].status == upload_pb2.CHUNK_STATUS_UPLOADED
+
+
+async def test_a_chunk_that_begins_after_its_upload_is_over_is_refused_on_any_stream(mesh: Mesh) -> None:
+    id_ = (await mesh.alice.initiate()).session_id
+    await mesh.alice.put(id_, *range(1, TOTAL))
+
+    async def stream() -> AsyncIterator[pb.UploadChunksRequest]:
+        for message in chunk(id_, 0):
+            yield message
+        async with asyncio.timeout(5):
+            while 0 not in mesh.stored_parts(id_):
+                await asyncio.sleep(0.005)
+        await mesh.alice.complete(id_)
+        for message in chunk(id_, 1, bytes(CHUNK)):
+            yield message
+
+    with pytest.raises(FailedPrecondition) as refused:
+        await answer(mesh.alice.stub.UploadChunks(stream(), metadata=mesh.alice.metadata))
+    assert refused.value.reason == "UPLOAD_CLOSED"
+    assert mesh.stored_parts(id_) == set()
 
 
 async def test_a_malformed_stream_is_refused(small: Mesh) -> None:
