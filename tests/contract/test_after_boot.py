@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
-from services.common.errors import DataLoss
+from services.common.errors import DataLoss, ResourceExhausted
 from services.upload.adapters.after_boot import SoundParts, boot_id
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.ports import PartStore
@@ -131,6 +132,23 @@ async def test_calls_that_come_at_any_moment_of_a_look_go_on(booted: Booted) -> 
 async def test_a_look_at_an_upload_without_bytes_makes_nothing(booted: Booted, folder: Path) -> None:
     assert await numbers(booted("one")) == []
     assert not folder.exists()
+
+
+async def test_nothing_is_taken_that_the_next_process_could_not_tell_from_an_earlier_boot(
+    booted: Booted, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = booted("one")
+    for call in "mkdir", "touch":
+        with monkeypatch.context() as disk:
+            disk.setattr(Path, call, full)
+            with pytest.raises(ResourceExhausted):
+                await asyncio.wait_for(append(store, BODY[:500]), 10)
+            assert await tail(store) is None
+    assert await append(store, BODY[:500]) == 500
+    assert await tail(booted("one")) is not None
 
 
 def test_this_machine_names_its_boot() -> None:

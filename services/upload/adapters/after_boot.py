@@ -6,8 +6,8 @@ present boot is missing, the folder is looked at before anything else is done wi
 have that digest are removed, and so are tails, of which nobody can tell. What is gone is missing like any chunk
 that never came, and sent again.
 
-One look a boot and an upload; a process that is killed and started again finds the file. When it cannot be made,
-on a full disk say, there is a look more.
+One look a boot and an upload; a process that is killed and started again finds the file. While it cannot be made,
+on a full disk say, nothing is taken for the upload: the next process would remove tails that were acknowledged.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
+from services.common.errors import ServiceError
 from services.common.wire import Buffer
 from services.upload.adapters import upload_folder
 from services.upload.domain import Whole
@@ -106,12 +107,13 @@ class SoundParts:
 
 def look(folder: Path, grid: Grid, boot: str, *, make: bool) -> bool:
     """Removes what a boot before this one left wrong in the folder, which is made if it is missing and ``make``
-    says so. False when there is none. Blocking."""
+    says so. False when there is none, or it cannot be marked; with ``make`` that raises ResourceExhausted
+    (STORAGE_FULL). Blocking."""
     mark = folder / f"boot.{boot}"
     if mark.exists():
         return True
     if make:
-        with contextlib.suppress(OSError):  # the store that makes it then tells what is the matter
+        with upload_folder.storage_errors(), contextlib.suppress(FileExistsError):
             folder.mkdir()
     if not folder.exists():
         return False
@@ -121,8 +123,13 @@ def look(folder: Path, grid: Grid, boot: str, *, make: bool) -> bool:
             (folder / f"{part.number}-{part.sha256}").unlink(missing_ok=True)
     for left in (*folder.glob("tail-*"), *folder.glob("boot.*")):
         left.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        mark.touch()
+    try:
+        with upload_folder.storage_errors():
+            mark.touch()
+    except (ServiceError, OSError):
+        if make:
+            raise
+        return False
     return True
 
 

@@ -56,13 +56,14 @@ class Stored:
         return self.tail.length if self.tail is not None and self.tail.number == number else 0
 
     def ledger(self, grid: Grid) -> Ledger:
-        """The parts and the tail."""
+        """The parts and the tail, also while a thread makes more of them."""
+        tail, digests = self.tail, self.digests.copy()  # in this order: a tail becomes a part
         last = grid.total - 1
         parts = tuple(
             Part(number, grid.chunk_size if number < last else grid.length(number), digest)
-            for number, digest in self.digests.items()
+            for number, digest in digests.items()
         )
-        return Ledger(parts, self.changed_at, self.tail)
+        return Ledger(parts, self.changed_at, None if tail is None or tail.number in digests else tail)
 
 
 class UploadFolder:
@@ -80,7 +81,7 @@ class UploadFolder:
 
     def open(self) -> Stored:
         """Makes what is missing; answers what is stored."""
-        with self._names, _storage_errors():
+        with self._names, storage_errors():
             if self._directory < 0:
                 with contextlib.suppress(FileExistsError):
                     self._path.mkdir()
@@ -104,7 +105,7 @@ class UploadFolder:
 
     def write(self, piece: Buffer, offset: int) -> None:
         view = memoryview(piece)
-        with _storage_errors():
+        with storage_errors():
             while view:
                 written = os.pwrite(self._data, view, offset)
                 view, offset = view[written:], offset + written
@@ -126,7 +127,7 @@ class UploadFolder:
 
     def acknowledge(self, part: Part, tail: int) -> None:
         """Lets the part exist, of which the first ``tail`` bytes were the tail."""
-        with _storage_errors():
+        with storage_errors():
             if self._durable:
                 os.fdatasync(self._data)
             with self._naming() as stored:
@@ -170,7 +171,7 @@ class UploadFolder:
 
     def extend(self, number: int, before: int, length: int) -> None:
         """Lets the first ``length`` bytes of this part be the tail, of which ``before`` bytes were."""
-        with _storage_errors():
+        with storage_errors():
             if self._durable:
                 os.fdatasync(self._data)
             name = f"tail-{number}-{length}"
@@ -210,7 +211,7 @@ def verify(folder: Path, grid: Grid, manifest: tuple[Part, ...]) -> None:
 
 def sync(folder: Path) -> None:
     """Has the disk take the bytes."""
-    with _storage_errors(), (folder / DATA).open("rb") as file:
+    with storage_errors(), (folder / DATA).open("rb") as file:
         os.fdatasync(file.fileno())
 
 
@@ -241,7 +242,7 @@ def _sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors() -> Iterator[None]:
+def storage_errors() -> Iterator[None]:
     """Names what can go wrong while a part is written."""
     try:
         yield
