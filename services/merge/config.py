@@ -27,6 +27,8 @@ class MergeSettings(CommonSettings):
     )
     max_clip_seconds: float = Field(60.0, gt=0, description="the longest clip that is taken")
 
+    merge_even_loudness: bool = Field(True, description="bring every clip to a loudness of -16 LUFS")
+
     upload_timeout_seconds: float = Field(86_400.0, gt=0, description="how long a session may wait for its clips")
     processing_timeout_seconds: float = Field(
         3_600.0, gt=0, description="how long it may take after that until the video is there"

@@ -87,12 +87,34 @@ class MergedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class SidecarFiles:
+    """What was made beside a merged file.
+
+    The storyboard's tiles are ``tile_width`` × ``tile_height`` pixels, ``columns`` a row; tile i stands for the
+    frames from ``tile_frames[i]`` to the next one's. Part i of the HLS rendition begins with the IDR of frame
+    ``part_frames[i]`` at byte ``part_offsets[i]`` and ends where the next begins; before the first is its header.
+    """
+
+    tile_width: int
+    tile_height: int
+    columns: int
+    tile_frames: tuple[int, ...]
+    part_offsets: tuple[int, ...]
+    part_frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """One statement's place in the merged video, in frames; seconds are exact to 1/FPS by construction."""
 
     statement_index: int
     start_frame: int
     frame_count: int
+
+    @property
+    def title(self) -> str:
+        """What its chapter is called: its number, from 1, and nothing else."""
+        return f"Statement {self.statement_index + 1}"
 
     @property
     def start_time(self) -> float:

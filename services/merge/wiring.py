@@ -169,7 +169,7 @@ async def build_worker(
             wall_seconds=settings.job_seconds,
             max_clip_seconds=settings.max_clip_seconds,
         )
-        runner = media or MediaRunner(limits, settings.worker_threads)
+        runner = media or MediaRunner(limits, settings.worker_threads, even_loudness=settings.merge_even_loudness)
         objects = await stack.enter_async_context(open_objects(settings))
         worker = MergeWorker(
             await _sessions(nats, settings),

@@ -13,7 +13,7 @@ import sys
 import traceback
 from contextlib import ExitStack
 
-from services.merge.media import merge, normalise, probe
+from services.merge.media import merge, normalise, probe, sidecars
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import open_source, open_target
 from services.merge.media.protocol import Job, Result, error_line, progress_line, result_line
@@ -59,13 +59,25 @@ def _run(job: Job, channel: Channel) -> Result:
         if job.kind == "probe":
             lock_down(job.limits)
             return probe.probe(sources[0])
+        if job.kind == "sidecars":
+            targets = [files.enter_context(open_target(path)) for path in job.targets]
+            lock_down(job.limits)
+            return sidecars.make_sidecars(sources[0], targets, job.frames)
         target = files.enter_context(open_target(job.target))
         if job.kind == "normalise":
             lock_down(job.limits)
             return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report)
         moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
         lock_down(job.limits)
-        return merge.merge(sources, target, moved=moved, result=result, quality=job.quality, report=channel.report)
+        return merge.merge(
+            sources,
+            target,
+            moved=moved,
+            result=result,
+            quality=job.quality,
+            report=channel.report,
+            even_loudness=job.even_loudness,
+        )
 
 
 def _unexpected(error: Exception) -> MediaError:

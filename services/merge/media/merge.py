@@ -19,8 +19,10 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from services.merge.media.chapters import CLOCK, add_chapters
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import digest
+from services.merge.media.loudness import evened
 from services.merge.media.progress import Progress, Report
 from services.merge.media.sound import SAMPLE_BYTES
 from services.merge.media.source import Source, as_media_error, demux, seconds
@@ -28,7 +30,7 @@ from services.merge.media.verify import verify
 from services.merge.timeline import ENCODINGS, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, MergedFile, Quality
 
 AAC_SAMPLES = 1024
-CONTAINER_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact"}
+CONTAINER_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact", **CLOCK}
 
 
 def merge(
@@ -39,8 +41,10 @@ def merge(
     result: BinaryIO,
     quality: Quality,
     report: Report,
+    even_loudness: bool = True,
 ) -> MergedFile:
     """Write to ``target``; ``moved`` and ``result`` are further handles on the same file, for reading.
+    ``even_loudness`` makes all clips equally loud.
 
     Progress counts every frame twice: once copied, once decoded again. Raises MediaError
     verification_failed if the clips are not alike or the result is not what it must be.
@@ -48,7 +52,7 @@ def merge(
     shape, counts = _agreed(sources)
     progress = Progress(report, 2 * sum(counts))
     with as_media_error(ErrorType.WORKER_FAILED, "The video could not be written."):
-        _write(list(zip(sources, counts, strict=True)), target, moved, quality, progress)
+        _write(list(zip(sources, counts, strict=True)), target, moved, quality, progress, even_loudness)
     target.flush()
     verify(result, counts, shape, sources[0].threads, progress)
     written = digest(result)
@@ -75,7 +79,12 @@ def _agreed(sources: Sequence[Source]) -> tuple[tuple[int, int], tuple[int, ...]
 
 
 def _write(
-    clips: Sequence[tuple[Source, int]], target: BinaryIO, moved: BinaryIO, quality: Quality, progress: Progress
+    clips: Sequence[tuple[Source, int]],
+    target: BinaryIO,
+    moved: BinaryIO,
+    quality: Quality,
+    progress: Progress,
+    even_loudness: bool,
 ) -> None:
     def reopen(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
         """What faststart asks for once the data is written: the same file again, to read from."""
@@ -86,10 +95,12 @@ def _write(
         video = _copied_stream(out, clips[0][0])
         audio = out.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
         audio.codec_context.bit_rate = ENCODINGS[quality].audio_bitrate
+        add_chapters(out, [count for _, count in clips])
         sound = _Sound(out, audio)
         start = 0
         for source, count in clips:
-            sound.append(_pcm(source, count))
+            pcm = _pcm(source, count)
+            sound.append(evened(pcm) if even_loudness else pcm)
             for packet in _packets(source, start):
                 packet.stream = video
                 sound.until((packet.dts or 0) + 1)

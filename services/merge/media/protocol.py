@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
-from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality, SidecarFiles
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_NUMBER = 1 << 53  # far above any size or count, and a record, JSON and a division can still hold it
@@ -24,13 +24,14 @@ class ProtocolError(Exception):
     """The child said something that it never says."""
 
 
-Result = ClipInfo | NormalisedClip | MergedFile
-ResultT = TypeVar("ResultT", ClipInfo, NormalisedClip, MergedFile)
+Result = ClipInfo | NormalisedClip | MergedFile | SidecarFiles
+ResultT = TypeVar("ResultT", ClipInfo, NormalisedClip, MergedFile, SidecarFiles)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One child's work. ``parent`` is the process id that the child must not outlive."""
+    """One child's work. ``parent`` is the process id that the child must not outlive. Sidecars have ``targets``
+    and the ``frames`` of each clip."""
 
     kind: str
     sources: tuple[str, ...]
@@ -40,6 +41,9 @@ class Job:
     limits: Limits
     threads: int
     parent: int
+    even_loudness: bool = True
+    targets: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -56,6 +60,9 @@ class Job:
             limits=Limits(**job["limits"]),
             threads=job["threads"],
             parent=job["parent"],
+            even_loudness=job["even_loudness"],
+            targets=tuple(job["targets"]),
+            frames=tuple(job["frames"]),
         )
 
 

@@ -15,6 +15,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from services.merge.media.errors import ErrorType, MediaError
@@ -29,7 +30,7 @@ from services.merge.media.protocol import (
     parse_progress,
     parse_result,
 )
-from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality, SidecarFiles
 
 OnProgress = Callable[[int, int], None]
 
@@ -48,12 +49,14 @@ class MediaRunner:
     """Runs media jobs; holds no state, so any number of calls may run at once.
 
     Every method raises :class:`MediaError`. ``on_progress(frames_done, frames_expected)`` is called on
-    the event loop and never goes back. ``threads`` is what decoder, filters and encoder may each use.
+    the event loop and never goes back. ``threads`` is what decoder, filters and encoder may each use;
+    ``even_loudness``: whether a merge makes its clips equally loud.
     """
 
-    def __init__(self, limits: Limits | None = None, threads: int = 1) -> None:
+    def __init__(self, limits: Limits | None = None, threads: int = 1, *, even_loudness: bool = True) -> None:
         self._limits = limits or Limits()
         self._threads = threads
+        self._even_loudness = even_loudness
 
     async def probe(self, source: Path) -> ClipInfo:
         """Look at a clip: see :mod:`services.merge.media.probe`."""
@@ -73,6 +76,16 @@ class MediaRunner:
         job = self._job("merge", sources, target, quality=quality)
         return await self._run(MergedFile, job, target, on_progress)
 
+    async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
+        """Make what lies beside a merged file: see :mod:`services.merge.media.sidecars`."""
+        job = replace(self._job("sidecars", [merged]), targets=_absolute(targets), frames=frames)
+        try:
+            return await self._run(SidecarFiles, job, None, _ignore)
+        except BaseException:
+            for target in targets:
+                target.unlink(missing_ok=True)
+            raise
+
     def _job(
         self,
         kind: str,
@@ -83,13 +96,14 @@ class MediaRunner:
     ) -> Job:
         return Job(
             kind=kind,
-            sources=tuple(os.path.abspath(source) for source in sources),
+            sources=_absolute(sources),
             target=os.path.abspath(target) if target else "",
             canvas=canvas,
             quality=quality,
             limits=self._limits,
             threads=self._threads,
             parent=os.getpid(),
+            even_loudness=self._even_loudness,
         )
 
     async def _run(self, kind: type[ResultT], job: Job, target: Path | None, on_progress: OnProgress) -> ResultT:
@@ -212,5 +226,9 @@ def _environment() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
 
 
+def _absolute(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(os.path.abspath(path) for path in paths)
+
+
 def _ignore(done: int, expected: int) -> None:
-    """A probe reports no progress."""
+    """Neither a probe nor sidecars report progress."""

@@ -1,0 +1,227 @@
+"""What comes with a merged video (chapters, even loudness, stills, the HLS rendition), measured in the files."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from array import array
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+
+import av
+import pytest
+from av.video.frame import VideoFrame
+
+from mesh.clips import BLUE, FLASH_AT, FLASH_SECONDS, GREEN, RED, WHITE, Colour, make_clip
+from services.merge.media import loudness
+from services.merge.media.loudness import PEAK_DBTP, TARGET_LUFS, evened, measured
+from services.merge.media.runner import MediaRunner
+from services.merge.timeline import FPS, SAMPLE_RATE, Canvas, MergedFile, Quality, SidecarFiles, segments
+from tests.contract.media_fixtures import Picture, looks_like, pictures, samples
+
+COLOURS = (RED, GREEN, BLUE)
+SECONDS = (1.0, 0.7, 5.4)
+SIZE = (192, 108)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A merged video of three clips and all that lies beside it."""
+
+    folder: Path
+    merged: MergedFile
+    files: SidecarFiles
+
+    @property
+    def video(self) -> Path:
+        return self.folder / "merged.mp4"
+
+    @property
+    def targets(self) -> list[Path]:
+        return [self.folder / name for name in ("0.jpg", "1.jpg", "2.jpg", "board.jpg", "hls.mp4")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return asyncio.run(make(tmp_path_factory.mktemp("sidecars")))
+
+
+async def make(folder: Path) -> Made:
+    runner, parts = MediaRunner(), []
+    for number, (seconds, colour) in enumerate(zip(SECONDS, COLOURS, strict=True)):
+        source, part = folder / f"{number}.mp4", folder / f"{number}.mov"
+        make_clip(source, seconds=seconds, colour=colour, size=SIZE)
+        await runner.normalise(source, part, Canvas(*SIZE), Quality.LOW, lambda *_: None)
+        parts.append(part)
+    merged = await runner.merge(parts, folder / "merged.mp4", Quality.LOW, lambda *_: None)
+    unfinished = Made(folder, merged, SidecarFiles(0, 0, 0, (), (), ()))
+    return Made(folder, merged, await runner.sidecars(unfinished.video, unfinished.targets, merged.frames))
+
+
+def picture(path: Path) -> VideoFrame:
+    with av.open(path) as container:
+        assert container.streams.video[0].codec_context.name == "mjpeg"
+        return next(container.decode(video=0))
+
+
+def shows(frame: VideoFrame, x: float, y: float, colour: Colour) -> bool:
+    """Whether the picture has this colour there, as a browser shows a JPEG."""
+    return all(abs(a - b) < 24 for a, b in zip(_rgb(frame, x, y), colour, strict=True))
+
+
+def _rgb(frame: VideoFrame, x: float, y: float) -> tuple[int, int, int]:
+    shown = frame.reformat(format="rgb24", src_color_range="JPEG", src_colorspace="ITU601")
+    plane = shown.planes[0]
+    at = int(y * frame.height) * plane.line_size + 3 * int(x * frame.width)
+    red, green, blue = bytes(plane)[at : at + 3]
+    return red, green, blue
+
+
+# Chapters
+
+
+def test_chapters_tile_the_video_to_the_frame_and_say_nothing_but_their_numbers(made: Made) -> None:
+    with av.open(made.video) as container:
+        chapters = container.chapters()
+    places: list[tuple[int | Fraction, int | Fraction]] = []
+    for chapter in chapters:
+        assert chapter["time_base"] is not None
+        places.append((chapter["start"] * chapter["time_base"] * FPS, chapter["end"] * chapter["time_base"] * FPS))
+    assert places == [(s.start_frame, s.start_frame + s.frame_count) for s in segments(made.merged.frames)]
+    assert [chapter["metadata"] for chapter in chapters] == [{"title": f"Statement {n}"} for n in (1, 2, 3)]
+
+
+# Loudness
+
+
+def speech(lufs: float, *, seconds: float = 3.01, crest: float = 1.0) -> bytes:
+    """Stereo of about this loudness: a tone with noise and pauses, and clicks ``crest`` times as high."""
+    noise, wave = random.Random(1), array("h")
+    level = 32_767 * 10 ** ((lufs + 0.6) / 20)
+    for i in range(int(seconds * SAMPLE_RATE)):
+        time = i / SAMPLE_RATE
+        value = math.sin(2 * math.pi * 500 * time) * 0.9 + 0.3 * (noise.random() - 0.5)
+        value *= crest if i % 12_000 < 12 else 1.0
+        value *= 0.0 if time % 1 > 0.8 else 1.0
+        sample = max(-32_768, min(32_767, round(level * value)))
+        wave.extend((sample, sample))
+    return wave.tobytes()
+
+
+@pytest.mark.parametrize(("lufs", "crest"), [(-30, 1.0), (-10, 1.0), (-30, 8.0)])
+def test_clips_of_any_loudness_come_out_alike_and_never_over_the_peak(lufs: float, crest: float) -> None:
+    pcm = speech(lufs, crest=crest)
+    assert abs(measured(pcm)[0] - lufs) < 2
+    result = evened(pcm)
+    loud, peak = measured(result)
+    assert abs(loud - TARGET_LUFS) < 1
+    assert peak <= PEAK_DBTP + 0.2
+    assert len(result) == len(pcm)
+
+
+def test_the_limiter_moves_nothing_in_time() -> None:
+    pcm = speech(-30, crest=8.0)
+    before, after = array("h", pcm)[::2], array("h", evened(pcm))[::2]
+    begins, ends = round(0.8 * SAMPLE_RATE), SAMPLE_RATE
+    assert not any(before[begins + 1 : ends])
+    # What is heard begins again within a fifth of a millisecond of where it did (the filter rings).
+    assert max(map(abs, after[begins + 480 : ends - 10])) < 100 < max(map(abs, after[ends : ends + 48]))
+    assert evened(pcm) == evened(pcm)
+
+
+@pytest.mark.parametrize(
+    "pcm",
+    [bytes(SAMPLE_RATE * 4), bytes(1600 * 4), speech(-70), speech(-20, seconds=0.3)],
+    ids=["long", "short", "hiss", "a click"],
+)
+def test_what_says_nothing_is_left_alone(pcm: bytes) -> None:
+    assert evened(pcm) == pcm
+
+
+def test_a_whisper_is_not_amplified_without_end() -> None:
+    pcm = speech(-45)
+    assert measured(evened(pcm))[0] == pytest.approx(measured(pcm)[0] + loudness.MOST_GAIN_DB, abs=0.5)
+
+
+async def test_a_merge_evens_its_clips_unless_told_not_to(made: Made) -> None:
+    parts = [made.folder / f"{number}.mov" for number in (0, 2)]
+    as_they_are = made.folder / "as_they_are.mp4"
+    await MediaRunner(even_loudness=False).merge(parts, as_they_are, Quality.LOW, lambda *_: None)
+    frames = made.merged.frames
+    last = sum(frames[:2]) * SAMPLE_RATE // FPS
+    evenly = samples(made.video)[last:]
+    plain = samples(as_they_are)[frames[0] * SAMPLE_RATE // FPS :]
+    source = samples(parts[1])
+
+    def loud(channel: array[int]) -> float:
+        return measured(array("h", [value for sample in channel for value in (sample, sample)]).tobytes())[0]
+
+    assert abs(loud(plain) - loud(source)) < 0.5
+    assert abs(loud(evenly) - TARGET_LUFS) < 1 < abs(loud(plain) - TARGET_LUFS)
+
+
+# Stills
+
+
+def test_each_statement_has_a_poster_of_itself(made: Made) -> None:
+    for path, colour in zip(made.targets, COLOURS, strict=False):
+        poster = picture(path)
+        assert (poster.width, poster.height) == (640, 360)
+        assert shows(poster, 0.5, 0.5, colour), "neither the flash nor other colours than the video's"
+        assert b"Lavc" not in path.read_bytes()
+
+
+def test_the_storyboards_tiles_begin_at_every_statement_and_show_it(made: Made) -> None:
+    files, starts = made.files, [segment.start_frame for segment in segments(made.merged.frames)]
+    board = picture(made.targets[3])
+    assert (files.tile_width, files.tile_height) == (160, 90)
+    assert files.columns == len(files.tile_frames) == board.width // 160
+    assert board.height == 90
+    assert set(starts) < set(files.tile_frames), "and the long one has a second"
+    assert list(files.tile_frames) == sorted(files.tile_frames)
+    for tile, frame in enumerate(files.tile_frames):
+        statement = max(i for i, start in enumerate(starts) if start <= frame)
+        flash = FLASH_AT <= Fraction(frame - starts[statement], FPS) % 1 < FLASH_AT + FLASH_SECONDS
+        assert shows(board, (tile + 0.5) / files.columns, 0.6, WHITE if flash else COLOURS[statement])
+
+
+# HLS
+
+
+def test_each_part_of_the_rendition_decodes_alone_to_exactly_its_frames(made: Made) -> None:
+    data, files = made.targets[4].read_bytes(), made.files
+    total = sum(made.merged.frames)
+    assert {segment.start_frame for segment in segments(made.merged.frames)} < set(files.part_frames)
+    ends = [*files.part_offsets[1:], len(data)]
+    header = data[: files.part_offsets[0]]
+    for start, end, first, after in zip(
+        files.part_offsets, ends, files.part_frames, [*files.part_frames[1:], total], strict=True
+    ):
+        with av.open(BytesIO(header + data[start:end]), "r") as container:
+            shown = [
+                Picture(frame.pts * frame.time_base * FPS, frame.key_frame, frame)
+                for frame in container.decode(video=0)
+                if frame.pts is not None and frame.time_base is not None
+            ]
+        assert [one.number for one in shown] == list(range(first, after))
+        assert shown[0].keyframe
+
+
+def test_the_rendition_is_the_video_frame_by_frame_and_sample_by_sample(made: Made) -> None:
+    plain, fragmented = pictures(made.video), pictures(made.targets[4])
+    assert [one.number for one in fragmented] == [one.number for one in plain]
+    assert all(
+        bytes(a.frame.planes[0]) == bytes(b.frame.planes[0]) for a, b in zip(plain, fragmented, strict=True)
+    )
+    assert samples(made.targets[4]) == samples(made.video)
+    assert looks_like(fragmented[-1].yuv(), BLUE)
+
+
+async def test_a_job_that_fails_leaves_no_sidecar(made: Made, tmp_path: Path) -> None:
+    targets = [tmp_path / path.name for path in made.targets]
+    with pytest.raises(Exception, match="rendition"):
+        await MediaRunner().sidecars(made.video, targets, (29, 22, 162))
+    assert list(tmp_path.iterdir()) == []
