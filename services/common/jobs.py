@@ -7,6 +7,7 @@ a job is fenced by its claim token in the state store, not by the queue.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -22,13 +23,30 @@ class JobPriority(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job: ``kind`` and ``id`` are single subject tokens; the same id is one job, however often published."""
+    """A job: ``kind``, ``id`` and ``group`` are single subject tokens; the same id is one job, however often
+    published. ``group`` says whose it is, for :meth:`JobQueue.unfinished`."""
 
     kind: str
     id: str
     payload: bytes
     priority: JobPriority = JobPriority.NORMAL
     headers: dict[str, str] = field(default_factory=dict)
+    group: str = "-"
+
+
+_HIGH_FIRST = (JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW)
+_TURNS = {
+    0: (JobPriority.LOW, JobPriority.NORMAL, JobPriority.HIGH),
+    4: (JobPriority.NORMAL, JobPriority.LOW, JobPriority.HIGH),
+}
+
+
+def order_of_fetch(number: int, kinds: Sequence[str]) -> Sequence[tuple[JobPriority, str]]:
+    """Where a worker's fetch ``number`` (from 1) looks, in this order. Among jobs of one priority each kind is
+    first in its turn: an owner's backlog of one kind must not keep another owner's jobs of another waiting."""
+    first = (number - 1) % len(kinds)
+    turn = (*kinds[first:], *kinds[:first])
+    return [(priority, kind) for priority in _TURNS.get(number % 8, _HIGH_FIRST) for kind in turn]
 
 
 class Delivery(Protocol):
@@ -62,8 +80,12 @@ class JobQueue(Protocol):
         """Queues a job. False when it is queued or delivered and not acknowledged already: both are success."""
 
     async def fetch(self, kinds: Sequence[str], timeout: float) -> Delivery | None:
-        """The next job of these kinds, high priority first, or None after ``timeout`` seconds. Every eighth
-        fetch looks at low priority first, so that it is never starved."""
+        """The next job of these kinds, high priority first, or None after ``timeout`` seconds. One fetch in eight
+        looks at low priority first and another one at normal, and the kinds take turns in being first: nothing is
+        ever starved."""
+
+    async def unfinished(self, group: str) -> AbstractSet[str]:
+        """The ids of the group's jobs that are queued, or delivered and not acknowledged."""
 
     async def drop(self, job: Job) -> None:
         """Removes a job that is queued or delivered; one that is not there is no error."""

@@ -31,8 +31,15 @@ class MergeSettings(CommonSettings):
 
     upload_timeout_seconds: float = Field(86_400.0, gt=0, description="how long a session may wait for its clips")
     processing_timeout_seconds: float = Field(
-        3_600.0, gt=0, description="how long it may take after that until the video is there"
+        21_600.0, gt=0, description="how long it may take after that until the video is there"
     )
+    queue_timeout_seconds: float = Field(
+        10_800.0, gt=0, description="how long a job may wait for a worker until its session fails"
+    )
+    claim_timeout_seconds: float = Field(
+        900.0, gt=0, description="how long a worker may hold a job until it is taken from it"
+    )
+    jobs_per_owner: int = Field(8, ge=1, description="jobs of one player that are in the queue at once")
     sweep_seconds: float = Field(30.0, gt=0, description="how often every session is looked at")
     clip_retention_days: float = Field(7.0, ge=0, description="how long the clips of an ended session are kept")
     session_retention_days: float = Field(30.0, gt=0, description="how long its record is kept after that")

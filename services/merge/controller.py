@@ -1,9 +1,12 @@
 """The merge controller: brings what is to what should be, again and again.
 
 A change of an upload or of a session wakes it up; it reads the session, asks the upload service for the
-uploads, lets the planner say how the session should be, writes that by compare-and-set and publishes a job for
-every unfinished unit. All of it may be repeated, so a crash anywhere only means a repeat; a sweep repeats it
-for every session, for wake-ups that were lost.
+uploads, lets the planner say how the session should be, writes that by compare-and-set and has the owner's
+next jobs published. All of it may be repeated, so a crash anywhere only means a repeat; a sweep repeats it
+for every session, for wake-ups that were lost, and enforces deadlines.
+
+The sweep's work is bounded: it asks the upload service for a few sessions only, those it asked for longest ago.
+While the upload service is away, sessions are brought forward with what is known without it.
 """
 
 from __future__ import annotations
@@ -16,12 +19,21 @@ from datetime import timedelta
 
 from services.common.changes import ChangeFeed
 from services.common.clock import Clock
-from services.common.errors import Aborted, AlreadyExists, InvalidArgument, ServiceError
+from services.common.errors import (
+    Aborted,
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidArgument,
+    ServiceError,
+    Unavailable,
+)
 from services.common.jobs import JobQueue
 from services.common.progress import Progress, ProgressBus
 from services.common.state import Entry, RevisionConflict, mutate
+from services.merge.admission import Admission
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import SessionCleaner
+from services.merge.deadlines import Deadlines, enforce, overdue_claims
 from services.merge.domain import JobKind, Session, SessionState, Video
 from services.merge.jobs import MergeJob, job_for
 from services.merge.planner import ClipUpload, plan, seconds_until_retry
@@ -34,10 +46,14 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE = 8
 _RETRY_SECONDS = 2.0
+_ASKED_A_SWEEP = 100
 
 
 class MergeController:
-    """The reconcile loop. ``encode`` makes a job's payload; ``sweep_seconds`` pass between sweeps."""
+    """The reconcile loop. ``encode`` makes a job's payload; ``sweep_seconds`` pass between sweeps.
+
+    ``jobs_per_owner``: how many unfinished jobs of one owner the queue may hold.
+    """
 
     def __init__(
         self,
@@ -52,7 +68,9 @@ class MergeController:
         clock: Clock,
         encode: Callable[[MergeJob], bytes],
         timing: Timing | None = None,
+        deadlines: Deadlines | None = None,
         sweep_seconds: float = 30.0,
+        jobs_per_owner: int = 8,
     ) -> None:
         self._sessions = sessions
         self._videos = videos
@@ -64,7 +82,11 @@ class MergeController:
         self._clock = clock
         self._encode = encode
         self._timing = timing or Timing()
+        self._deadlines = deadlines or Deadlines()
         self._sweep_seconds = sweep_seconds
+        self._admission = Admission(sessions, queue, encode=encode, per_owner=jobs_per_owner)
+        self._asked: dict[str, int] = {}  # in which sweep the upload service was last asked for a session
+        self._sweeps = 0
 
     async def follow(self, feed: ChangeFeed[object], key_of: Callable[[str, object | None], str | None]) -> None:
         """Reconciles the session that each change concerns, for ever. ``key_of(key, value)`` is the session's
@@ -98,13 +120,33 @@ class MergeController:
         changes that were delivered to a controller that was killed come again only after the feed's ack_wait."""
         while True:
             try:
-                keys = [entry.key async for entry in self._sessions.list() if self._wants_something(entry.value)]
+                await self._sweep()
             except ServiceError as error:
                 log.info("no sweep: %s", error)
-                keys = []
-            for key in keys:
-                await self._reconcile_or_retry(key)
             await asyncio.sleep(self._sweep_seconds)
+
+    async def _sweep(self) -> None:
+        waiting: dict[str, bool] = {}  # whether it waits for uploads, by key
+        owners: set[str] = set()
+        async for entry in self._sessions.list():
+            if self._wants_something(entry.value):
+                waiting[entry.key] = entry.value.state is SessionState.ACTIVE and not entry.value.all_uploaded
+                owners.add(entry.value.owner)
+        to_ask = self._next_to_ask([key for key, waits in waiting.items() if waits])
+        for key, waits in waiting.items():
+            ask = key in to_ask
+            again = await self._reconcile_or_retry(key, ask=ask or not waits, publish=False)
+            if ask and again == _RETRY_SECONDS:  # it is away: the others need not wait for it, too
+                to_ask.clear()
+        for owner in owners:
+            await self._admission.publish(owner)
+
+    def _next_to_ask(self, keys: list[str]) -> set[str]:
+        """The sessions for which the upload service is asked in this sweep, those asked for longest ago."""
+        self._sweeps += 1
+        chosen = set(sorted(keys, key=lambda key: self._asked.get(key, 0))[:_ASKED_A_SWEEP])
+        self._asked = {key: self._sweeps if key in chosen else self._asked.get(key, 0) for key in keys}
+        return chosen
 
     def _wants_something(self, session: Session) -> bool:
         """An ended session that waits for its retention to pass does not: there may be a week's worth of them."""
@@ -116,30 +158,43 @@ class MergeController:
             async for hint in hints:
                 self._board.note(hint)
 
-    async def _reconcile_or_retry(self, key: str) -> float | None:
+    async def _reconcile_or_retry(self, key: str, *, ask: bool = True, publish: bool = True) -> float | None:
         try:
-            return await self.reconcile(key)
+            return await self.reconcile(key, ask=ask, publish=publish)
         except (ServiceError, RevisionConflict) as error:
             log.info("reconcile put off", extra={"data": {"key": key, "error": str(error)}})
         except Exception:
             log.exception("reconcile failed", extra={"data": {"key": key}})
         return _RETRY_SECONDS
 
-    async def reconcile(self, key: str) -> float | None:
-        """Brings one session to what it should be. Answers the seconds after which it wants this again, None
-        when an event will say so. Raises ServiceError and RevisionConflict."""
+    async def reconcile(self, key: str, *, ask: bool = True, publish: bool = True) -> float | None:
+        """Brings one session to what it should be, and the queue to what its owner may have in it. Answers the
+        seconds after which it wants this again, None when an event will say so. Raises ServiceError and
+        RevisionConflict.
+
+        ``ask``: the upload service, for clips that are not known to be uploaded. ``publish``: the owner's jobs.
+        """
         entry = await self._sessions.get(key)
         if entry is None:
             return None
-        session = entry.value
+        session, uploads = entry.value, dict[str, ClipUpload]()
+        away = False
         if session.state is SessionState.ACTIVE:
             if not session.uploads_ready and not await self._make_uploads(entry):
                 return None
-            session = await self._advance(key, session)
+            try:
+                uploads = dict(await missing_uploads(self._uploads, session)) if ask else {}
+            except (Unavailable, DeadlineExceeded) as error:
+                log.info("the upload service is away: %s", error)
+                away = True
+            session = await self._advance(key, session, uploads)
         if session.state is not SessionState.ACTIVE:
             await self._cleaner.settle(key, session)
+        if publish and not session.cleaned:  # one that ended makes room for the owner's others
+            await self._admission.publish(session.owner)
+        if session.state is not SessionState.ACTIVE:
             return None
-        return seconds_until_retry(session, self._clock())
+        return _RETRY_SECONDS if away else seconds_until_retry(session, self._clock())
 
     async def _make_uploads(self, entry: Entry[Session]) -> bool:
         """Makes the uploads of a session whose InitiateMerge was cut short. False when they are refused for good:
@@ -154,8 +209,7 @@ class MergeController:
             return False
         return True
 
-    async def _advance(self, key: str, session: Session) -> Session:
-        uploads = await missing_uploads(self._uploads, session)
+    async def _advance(self, key: str, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
         before = session
         session = await self._write(key, lambda s: self._planned(s, uploads))
         if session.done(JobKind.MERGE) is not None and session.state is SessionState.ACTIVE:
@@ -163,14 +217,17 @@ class MergeController:
             session = await self._write(key, lambda s: complete(s, video_id(s.id), self._clock()))
             if session.state is not SessionState.COMPLETED:  # cancelled meanwhile, and maybe cleaned up
                 await self._cleaner.withdraw_video(session)
-        for unit in session.unfinished if session.state is SessionState.ACTIVE else ():
-            await self._queue.publish(job_for(session, unit, self._encode))
+        for unit in overdue_claims(before, self._clock(), self._deadlines):
+            if unit not in session.units:  # its worker has no claim any more
+                await self._queue.drop(job_for(session, unit, self._encode))
         if session != before:
             await self._progress.publish(Progress(KIND, session.id))
         return session
 
     def _planned(self, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
-        planned = plan(session, uploads, self._clock(), timedelta(seconds=self._timing.processing_seconds))
+        now = self._clock()
+        in_time = enforce(session, now, self._deadlines)
+        planned = plan(in_time, uploads, now, timedelta(seconds=self._timing.processing_seconds))
         if planned.uploads_ready or planned.state is not SessionState.ACTIVE:
             return planned
         return replace(planned, uploads_ready=True)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.common.jobs import Job, JobPriority
+from services.common.state import owner_prefix
 from services.merge.domain import JobKind, Priority, Session, Unit, UnitRef
 
 KINDS = tuple(kind.removeprefix("JOB_KIND_").lower() for kind in (JobKind.MERGE, JobKind.NORMALISE, JobKind.PROBE))
-"""The queue's kinds. Among jobs of one priority what ends a session goes first, what begins one last."""
+"""The queue's kinds, what ends a session first; they take turns in being looked at first."""
 
 _PRIORITIES = {
     Priority.HIGH: JobPriority.HIGH,
@@ -42,4 +43,5 @@ def job_for(session: Session, unit: Unit, encode: Callable[[MergeJob], bytes]) -
         id=unit.ref.job_id(session.id),
         payload=encode(message),
         priority=_PRIORITIES[unit.priority],
+        group=owner_prefix(session.owner),
     )

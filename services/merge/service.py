@@ -52,7 +52,7 @@ class Timing:
     """How long a session may be uploading, and from its last clip on processing, in seconds."""
 
     upload_seconds: float = 86_400.0
-    processing_seconds: float = 3_600.0
+    processing_seconds: float = 21_600.0
 
 
 class MergeSessions:

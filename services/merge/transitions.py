@@ -121,8 +121,15 @@ def cancel(session: Session, now: datetime) -> Session:
 
 
 def retry(session: Session, deadline: datetime, now: datetime) -> Session:
-    """A failed session is tried again: units that failed get their next attempt, what is done is kept."""
-    units = tuple(next_attempt(u, now) if u.state is UnitState.FAILED else u for u in session.units)
+    """A failed session is tried again: units that failed or were being worked on get their next attempt, those
+    that waited wait anew, what is done is kept."""
+
+    def again(unit: Unit) -> Unit:
+        if unit.state is UnitState.DONE:
+            return unit
+        return replace(unit, queued_at=now) if unit.state is UnitState.QUEUED else next_attempt(unit, now)
+
+    units = tuple(again(unit) for unit in session.units)
     return replace(
         session,
         state=SessionState.ACTIVE,

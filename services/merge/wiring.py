@@ -28,6 +28,7 @@ from services.merge.board import ProgressBoard
 from services.merge.cleaning import Retention, SessionCleaner
 from services.merge.config import MergeSettings
 from services.merge.controller import MergeController
+from services.merge.deadlines import Deadlines
 from services.merge.domain import Session, Video
 from services.merge.jobs import KINDS, MergeJob
 from services.merge.media.limits import Limits
@@ -43,7 +44,7 @@ from twotruths.merge.v1 import merge_service_pb2_grpc, record_pb2, video_service
 from twotruths.upload.v1 import record_pb2 as upload_record_pb2
 
 NAME = "merge"
-SESSIONS = RecordCodec(Session, record_pb2.MergeRecord)
+SESSIONS = RecordCodec(Session, record_pb2.MergeRecord, remember=2_000)  # an owner's are read at each change
 VIDEOS = RecordCodec(Video, record_pb2.VideoRecord)
 JOBS = RecordCodec(MergeJob, record_pb2.JobMessage)
 
@@ -108,7 +109,12 @@ async def build_controller(
             clock=clock,
             encode=JOBS.encode,
             timing=timing,
+            deadlines=Deadlines(
+                queued=timedelta(seconds=settings.queue_timeout_seconds),
+                claimed=timedelta(seconds=settings.claim_timeout_seconds),
+            ),
             sweep_seconds=settings.sweep_seconds,
+            jobs_per_owner=settings.jobs_per_owner,
         )
         # The upload service makes its own bucket; whoever comes first makes it the same way.
         await JetStreamStateStore(nats, "uploads", UploadEvents(), replicas=settings.nats_replicas).ensure()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from nats.aio.client import Client
 
 from services.common.adapters.jetstream_jobs import JetStreamJobQueue
 from services.common.adapters.memory import MemoryJobQueue
-from services.common.jobs import Job, JobPriority, JobQueue
+from services.common.jobs import Delivery, Job, JobPriority, JobQueue
 from tests.contract.no_leader import without_leader
 
 KINDS = ("probe", "merge")
@@ -114,6 +115,48 @@ async def test_high_goes_first_and_low_is_not_starved(queue: JobQueue) -> None:
     assert order[0] == "high0"
     assert sum(name.startswith("high") for name in order) >= 7
     assert "low" in order
+
+
+async def test_what_is_neither_high_nor_low_is_not_starved_by_both(queue: JobQueue) -> None:
+    for n in range(20):
+        await queue.publish(job(f"high{n}", JobPriority.HIGH))
+        await queue.publish(job(f"low{n}", JobPriority.LOW))
+    await queue.publish(job("normal"))
+    order = []
+    for _ in range(16):
+        delivery = await queue.fetch(KINDS, 5)
+        assert delivery is not None
+        order.append(delivery.job.id)
+        await delivery.ack()
+    assert "normal" in order[:8]
+    assert sum(name.startswith("low") for name in order) >= 2
+    assert sum(name.startswith("high") for name in order) >= 12, "the others wait for their turns"
+
+
+async def test_a_backlog_of_one_kind_does_not_keep_the_others_waiting(queue: JobQueue) -> None:
+    for n in range(10):
+        await queue.publish(job(f"merge{n}", kind="merge"))
+    await queue.publish(job("probe"))
+    fetched = [await queue.fetch(("merge", "probe"), 5) for _ in range(3)]
+    assert "probe" in [delivery.job.id for delivery in fetched if delivery is not None]
+
+
+async def test_a_groups_unfinished_jobs_are_known_until_they_are_acknowledged(queue: JobQueue) -> None:
+    ours = [replace(job(f"{n}", kind=KINDS[n % 2]), group="ours") for n in range(3)]
+    for one in (*ours, replace(job("4"), group="theirs")):
+        await queue.publish(one)
+    assert await queue.unfinished("ours") == {"0", "1", "2"}
+    deliveries: dict[str, Delivery] = {}
+    while len(deliveries) < 4:
+        delivery = await queue.fetch(KINDS, 5)
+        assert delivery is not None
+        deliveries[delivery.job.id] = delivery
+    assert deliveries["0"].job == ours[0]
+    assert await queue.unfinished("ours") == {"0", "1", "2"}, "delivered is not done"
+    await deliveries["1"].ack()
+    await queue.drop(ours[2])
+    assert await queue.unfinished("ours") == {"0"}
+    assert await queue.unfinished("nobodys") == set()
 
 
 async def test_only_the_kinds_asked_for_are_fetched(queue: JobQueue) -> None:

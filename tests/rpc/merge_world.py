@@ -133,15 +133,14 @@ class SteeredMedia:
 class World:
     """One merge controller with its server, and workers."""
 
-    def __init__(self, nats_url: str, keys: KeyRing, folder: Path) -> None:
+    def __init__(self, nats_url: str, keys: KeyRing, folder: Path, **settings: object) -> None:
         self.keys = keys
         self.settings = MergeSettings(
             nats_url=nats_url,
             data_dir=folder / "data",
             merge_listen="127.0.0.1:0",
             job_ack_wait_seconds=1,
-            sweep_seconds=0.3,
-            **keys.settings(),
+            **({"sweep_seconds": 0.3} | settings | keys.settings()),  # type: ignore[arg-type]  # by name
         )
         self.objects = DirectoryObjectStore(self.settings.data_dir)
         incoming = folder / "incoming"
@@ -234,9 +233,9 @@ def three_clips(**changes: object) -> merge_service_pb2.InitiateMergeRequest:
 
 
 @asynccontextmanager
-async def running(nats_url: str, keys: KeyRing, folder: Path) -> AsyncIterator[World]:
-    """A world that is stopped at the end."""
-    world = World(nats_url, keys, folder)
+async def running(nats_url: str, keys: KeyRing, folder: Path, **settings: object) -> AsyncIterator[World]:
+    """A world that is stopped at the end; ``settings`` differ from the usual."""
+    world = World(nats_url, keys, folder, **settings)
     async with world.stack:
         await world.start()
         yield world

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.merge.admission import admitted, in_order
+from services.merge.deadlines import Deadlines, enforce, overdue_claims
 from services.merge.domain import (
     WHOLE_SESSION,
     Clip,
@@ -23,6 +25,7 @@ from services.merge.domain import (
     UnitRef,
     UnitState,
 )
+from services.merge.jobs import job_for
 from services.merge.planner import MAX_ATTEMPTS, PROCESSING, ClipUpload, UploadStatus, plan, seconds_until_retry
 from services.merge.status import ClipStatus, OverallStatus, view
 from services.merge.timeline import Canvas, ClipInfo
@@ -295,3 +298,68 @@ def test_a_refused_clip_is_named_in_the_status() -> None:
     assert shown.status is OverallStatus.FAILED
     assert [clip.status for clip in shown.clips] == [ClipStatus.QUEUED, ClipStatus.PENDING, ClipStatus.EXPIRED]
     assert shown.clips[2].error_type == "clip_expired"
+
+
+def test_a_job_that_waits_too_long_fails_its_session_and_a_retry_waits_anew() -> None:
+    limits = Deadlines(queued=timedelta(minutes=10), claimed=timedelta(minutes=5))
+    session = plan(new_session(), uploaded(0), NOW)
+    later = NOW + timedelta(minutes=10)
+    assert enforce(session, later - timedelta(seconds=1), limits) is session
+    failed = enforce(session, later, limits)
+    assert failed.failure is not None
+    assert (failed.failure.error_type, failed.failure.retry_available) == ("queue_timeout", True)
+    again = retry(failed, later + timedelta(hours=1), later)
+    assert enforce(again, later + timedelta(minutes=9), limits) is again
+
+
+def test_a_job_that_a_worker_holds_too_long_is_taken_from_it() -> None:
+    limits = Deadlines(queued=timedelta(minutes=10), claimed=timedelta(minutes=5))
+    session = plan(new_session(), uploaded(0), NOW)
+    ref = UnitRef(JobKind.PROBE, 0, 0, 1)
+    session = claim(session, ref, "stuck", 1, NOW)
+    later = NOW + timedelta(minutes=5)
+    assert enforce(session, later - timedelta(seconds=1), limits) is session
+    assert [unit.ref for unit in overdue_claims(session, later, limits)] == [ref]
+    session = enforce(session, later, limits)
+    assert not holds_claim(session, ref, "stuck")
+    wait = seconds_until_retry(session, later)
+    assert wait is not None
+    session = plan(session, {}, later + timedelta(seconds=wait))
+    (unit,) = session.units
+    assert (unit.attempt, unit.state, unit.error_type) == (2, UnitState.QUEUED, "worker_lost")
+
+
+def test_pauses_between_attempts_double_and_attempts_after_the_first_go_ahead_of_others() -> None:
+    session, now, waits = plan(new_session(), uploaded(0), NOW), NOW, []
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        ref = UnitRef(JobKind.PROBE, 0, 0, attempt)
+        session = claim(session, ref, "t", 1, now)
+        session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=now)
+        wait = seconds_until_retry(session, now)
+        assert wait is not None
+        waits.append(wait)
+        assert plan(session, {}, now + timedelta(seconds=0.99 * wait)).units[0].attempt == attempt or attempt == 3
+        now += timedelta(seconds=wait)
+        session = plan(session, {}, now)
+        if attempt < MAX_ATTEMPTS:
+            assert (session.units[0].attempt, session.units[0].priority) == (attempt + 1, Priority.HIGH)
+    assert waits == [1.0, 2.0, 4.0]
+    assert session.failure is not None
+    assert session.failure.retry_available
+
+
+def test_an_owners_share_goes_to_retries_and_then_to_the_oldest_session() -> None:
+    def of(name: str, created_at: datetime, priority: Priority) -> Session:
+        session = plan(replace(new_session(), id=name, created_at=created_at), uploaded(0, 1), NOW)
+        return replace(session, units=tuple(replace(u, priority=priority) for u in session.units))
+
+    old = of("old", NOW, Priority.NORMAL)
+    young = of("young", NOW + timedelta(hours=1), Priority.NORMAL)
+    retried = of("retried", NOW + timedelta(hours=2), Priority.HIGH)
+    units = in_order([young, old, retried])
+    assert [session.id for session, _ in units] == ["retried"] * 2 + ["old"] * 2 + ["young"] * 2
+    wanted = [job_for(session, unit, lambda _: b"") for session, unit in units]
+    assert [job.id for job in admitted(wanted, (), 3)] == [job.id for job in wanted[:3]]
+    queued = {wanted[5].id, wanted[1].id, "done-and-not-acknowledged"}
+    assert [job.id for job in admitted(wanted, queued, 3)] == [wanted[0].id]
+    assert admitted(wanted, {job.id for job in wanted[2:]}, 3) == [], "one that came later waits its turn, too"

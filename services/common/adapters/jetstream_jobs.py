@@ -1,7 +1,7 @@
 """The job queue on a JetStream work-queue stream.
 
-Stream JOBS keeps each job until it is acknowledged, under ``jobs.<kind>.<priority>.<id>`` with at most one message
-per subject: publishing a job that is there is refused (err 10077), which means it is queued. There is a
+Stream JOBS keeps each job until it is acknowledged, under ``jobs.<kind>.<priority>.<group>.<id>`` with at most one
+message per subject: publishing a job that is there is refused (err 10077), which means it is queued. There is a
 durable consumer for each kind and priority. Redelivery is unlimited: a message whose deliveries were used
 up would stay, invisible, and block its subject; instead whoever gets a job sees how often it was delivered
 and gives it up for good itself (docs/decisions/002).
@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import nats.errors
 import nats.js.errors
@@ -40,14 +41,14 @@ from services.common.adapters.jetstream import (
     call,
     ensure_consumer,
     ensure_stream,
+    patiently,
 )
 from services.common.errors import Unavailable
-from services.common.jobs import Job, JobPriority
+from services.common.jobs import Job, JobPriority, order_of_fetch
 
 _STREAM, _DEAD = "JOBS", "JOBS_DEAD"
 _ALREADY_QUEUED = 10077
 _DEAD_DAYS = 30
-_LOW_FIRST_EVERY = 8
 _LOOK_SECONDS = 1.0  # redeliveries are not published, so nothing wakes a waiting worker for them
 
 
@@ -140,6 +141,12 @@ class JetStreamJobQueue:
                 async with asyncio.timeout(min(left, _LOOK_SECONDS)):
                     await self._published.wait()
 
+    async def unfinished(self, group: str) -> AbstractSet[str]:
+        info = await patiently(
+            lambda: call(self._js.stream_info(_STREAM, subjects_filter=f"jobs.*.*.{group}.>")), "job queue"
+        )
+        return {subject.rpartition(".")[2] for subject in info.state.subjects or {}}
+
     async def drop(self, job: Job) -> None:
         try:
             message = await call(self._js.get_last_msg(_STREAM, _subject(job)))
@@ -176,10 +183,7 @@ class JetStreamJobQueue:
 
     def _in_order(self, kinds: Sequence[str]) -> list[str]:
         self._fetches += 1
-        order = [JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW]
-        if self._fetches % _LOW_FIRST_EVERY == 0:
-            order.reverse()
-        return [_consumer(kind, priority) for priority in order for kind in kinds]
+        return [_consumer(kind, priority) for priority, kind in order_of_fetch(self._fetches, kinds)]
 
     async def _ask(self, consumer: str) -> Msg | None:
         request = asyncio.ensure_future(
@@ -223,9 +227,10 @@ class JetStreamDelivery:
 
     def __init__(self, message: Msg) -> None:
         self._message = message
-        _, kind, priority, job_id = message.subject.split(".", 3)
+        _, kind, priority, rest = message.subject.split(".", 3)
+        group, _, job_id = rest.rpartition(".")
         headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
-        self.job = Job(kind, job_id, message.data, JobPriority(priority), headers)
+        self.job = Job(kind, job_id, message.data, JobPriority(priority), headers, group)
 
     @property
     def count(self) -> int:
@@ -247,7 +252,7 @@ class JetStreamDelivery:
 
 
 def _subject(job: Job) -> str:
-    return f"jobs.{job.kind}.{job.priority}.{job.id}"
+    return f"jobs.{job.kind}.{job.priority}.{job.group}.{job.id}"
 
 
 def _consumer(kind: str, priority: JobPriority) -> str:

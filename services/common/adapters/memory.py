@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.common.jobs import Job, JobPriority
+from services.common.jobs import Job, order_of_fetch
 from services.common.progress import Progress
 from services.common.state import Entry, RevisionConflict
 
@@ -184,13 +185,13 @@ class MemoryJobQueue:
     async def fetch(self, kinds: Sequence[str], timeout: float) -> _MemoryDelivery | None:
         deadline = time.monotonic() + timeout
         self._fetches += 1
-        order = [JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW][:: -1 if self._fetches % 8 == 0 else 1]
+        order = order_of_fetch(self._fetches, kinds)
         while True:
             self._published.clear()
             now = time.monotonic()
-            for priority in order:
+            for priority, wanted in order:
                 for (kind, queued_as, _), queued in self._jobs.items():
-                    if kind in kinds and queued_as == priority and queued.ready_at <= now:
+                    if kind == wanted and queued_as == priority and queued.ready_at <= now:
                         queued.count += 1
                         queued.ready_at = now + self._ack_wait
                         return _MemoryDelivery(self, queued, queued.count)
@@ -201,6 +202,9 @@ class MemoryJobQueue:
                     await self._published.wait()
             except TimeoutError:
                 continue
+
+    async def unfinished(self, group: str) -> AbstractSet[str]:
+        return {queued.job.id for queued in self._jobs.values() if queued.job.group == group}
 
     async def drop(self, job: Job) -> None:
         self._jobs.pop((job.kind, job.priority, job.id), None)

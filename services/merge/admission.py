@@ -1,0 +1,99 @@
+"""Which jobs may be in the queue: of each owner a few at a time, so that nobody waits behind a hundred sessions of
+someone else's.
+
+Nothing is written down for this. The records say which units are unfinished, the queue says which of their jobs
+it holds, and what is missing up to the owner's share is published: retries first, then the oldest session's, what
+ends one before what begins one. So a crash leaves nothing to repair: whenever a session changes, its owner's next
+jobs follow. Rounds of one owner do not overlap, and whoever asks for one while one is waiting shares it: however
+many of an owner's sessions change at once, their records are read one round at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from weakref import WeakValueDictionary
+
+from services.common.jobs import Job, JobQueue
+from services.common.state import owner_prefix
+from services.merge.domain import JobKind, Priority, Session, SessionState, Unit
+from services.merge.jobs import MergeJob, job_for
+from services.merge.ports import Sessions
+
+_PRIORITY_RANK = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+_ENDS_FIRST = {JobKind.MERGE: 0, JobKind.NORMALISE: 1, JobKind.PROBE: 2}
+
+
+class Admission:
+    """Publishes jobs, at most ``per_owner`` unfinished ones of each owner. ``encode`` makes a job's payload."""
+
+    def __init__(
+        self, sessions: Sessions, queue: JobQueue, *, encode: Callable[[MergeJob], bytes], per_owner: int
+    ) -> None:
+        self._sessions = sessions
+        self._queue = queue
+        self._encode = encode
+        self._per_owner = per_owner
+        self._waiting: dict[str, asyncio.Task[None]] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def publish(self, owner: str) -> None:
+        """Returns when all jobs that the owner may have in the queue, as the records are by now, are there. Raises
+        Unavailable."""
+        waiting = self._waiting.get(owner)
+        if waiting is None:
+            waiting = self._waiting[owner] = asyncio.create_task(self._in_turn(owner))
+            waiting.add_done_callback(_look_at_error)
+        await asyncio.shield(waiting)
+
+    async def _in_turn(self, owner: str) -> None:
+        lock = self._turns.setdefault(owner, asyncio.Lock())
+        try:
+            await lock.acquire()
+        finally:
+            del self._waiting[owner]  # who comes from here on may have written what this round does not read
+        try:
+            await self._round(owner)
+        finally:
+            lock.release()
+
+    async def _round(self, owner: str) -> None:
+        group = owner_prefix(owner)
+        # Asked before the records are read: a job that ends in between is unfinished in neither, so it is not
+        # published again.
+        queued = await self._queue.unfinished(group)
+        async with aclosing(self._sessions.list(group)) as entries:
+            active = [entry.value async for entry in entries if entry.value.state is SessionState.ACTIVE]
+        wanted = [job_for(session, unit, self._encode) for session, unit in in_order(active)]
+        for job in admitted(wanted, queued, self._per_owner):
+            await self._queue.publish(job)
+
+
+def in_order(sessions: Iterable[Session]) -> list[tuple[Session, Unit]]:
+    """The unfinished units of an owner's sessions, the one that is to be done first at first."""
+    units = [(session, unit) for session in sessions for unit in session.unfinished]
+    return sorted(
+        units,
+        key=lambda su: (
+            _PRIORITY_RANK[su[1].priority],
+            su[0].created_at,
+            su[0].id,
+            _ENDS_FIRST.get(su[1].kind, 1),
+            su[1].clip_index,
+        ),
+    )
+
+
+def admitted(wanted: Iterable[Job], queued: Iterable[str], share: int) -> list[Job]:
+    """The first of the ``wanted`` jobs that are not ``queued`` (ids) and that the owner's share has room for. Jobs
+    in the queue that nobody wants any more take no room."""
+    wanted, queued = list(wanted), set(queued)
+    missing = [job for job in wanted if job.id not in queued]
+    return missing[: max(0, share - (len(wanted) - len(missing)))]
+
+
+def _look_at_error(task: asyncio.Task[None]) -> None:
+    """Those who waited may all have been cancelled: then nobody else looks."""
+    if not task.cancelled():
+        task.exception()
