@@ -1,7 +1,8 @@
 """Chunk bodies: streamed from HTTP into UploadService.UploadChunks in pieces, never held whole.
 
-The call is ended in order only when the HTTP body was whole, so the upload service never takes a body that was cut
-short for a chunk; every other way out cancels the call.
+A chunk ends with a message of its own on the stream, sent only when its HTTP body was whole, so the upload
+service never takes a body that was cut short for a chunk; every other way out cancels the call. Where its digest
+came first that message is spared: bytes that have the digest are the chunk, however the call ended.
 """
 
 from __future__ import annotations
@@ -62,8 +63,11 @@ class ChunkRoutes:
                 await _send_form(request, source, stream)
             else:
                 stream.names = {"data": "", "sha256": digests.header_of(request)}
-                await stream.begin(digests.from_headers(request))
+                digest = digests.from_headers(request)
+                await stream.begin(digest)
                 await stream.data(source)
+                if not digest:
+                    await stream.end("")
             response = await stream.answer()
         finally:
             call.cancel()
@@ -71,7 +75,7 @@ class ChunkRoutes:
 
 
 class _ChunkStream(Uplink[UploadChunksResponse]):
-    """One chunk on its way: header, data, and an end if the digest came last."""
+    """One chunk on its way: header, data and mostly an end."""
 
     def __init__(self, call: Any, session_id: str, number: int) -> None:
         super().__init__(call, UploadChunksRequest.DATA_FIELD_NUMBER)
@@ -113,8 +117,7 @@ async def _send_form(request: web.Request, source: AsyncIterator[bytes], stream:
         raise bodies.malformed(error) from error
     if not sent:
         raise invalid([FieldError("/file", "is missing")])
-    if digest:
-        await stream.end(digest)
+    await stream.end(digest)
 
 
 async def _text(reader: MultipartReader) -> str:

@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import Message as ProtoMessage
 
 from services.common import ratelimits, wire
-from services.common.errors import Aborted, InvalidArgument
+from services.common.errors import InvalidArgument
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.upload.domain import Upload
@@ -91,7 +91,7 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
     async def UploadChunks(  # noqa: N802  named by the contract
         self, request_iterator: AsyncIterator[pb.UploadChunksRequest], context: Context
     ) -> pb.UploadChunksResponse:
-        stored, view = await self._service.upload_chunks(_messages(request_iterator, context))
+        stored, view = await self._service.upload_chunks(_messages(request_iterator))
         return pb.UploadChunksResponse(chunks=map(_chunk, stored), upload=_upload(view))
 
     async def AppendUpload(  # noqa: N802  named by the contract
@@ -163,10 +163,7 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
         return pb.GetFileResponse(file=_file(await self._service.file(request.file_id, request.owner)))
 
 
-async def _messages(
-    requests: AsyncIterator[pb.UploadChunksRequest | memoryview], context: Context
-) -> AsyncIterator[Message]:
-    digest_known = True  # that which the last chunk must have; else an end message may be what is missing
+async def _messages(requests: AsyncIterator[pb.UploadChunksRequest | memoryview]) -> AsyncIterator[Message]:
     async for request in requests:
         if isinstance(request, memoryview):
             yield request
@@ -176,24 +173,11 @@ async def _messages(
             yield request.data
         elif kind == "header":
             header = request.header
-            digest_known = bool(header.sha256)
             yield Header(header.session_id, header.chunk_number, header.sha256)
         elif kind == "end":
-            digest_known = True
             yield End(request.end.sha256)
         else:
             raise malformed("a message is empty")
-    if not digest_known:
-        await _require_caller(context)
-
-
-async def _require_caller(context: Context) -> None:
-    """Raises Aborted, or is cancelled, when the client gave up or is gone. grpc.aio shows that to who reads the
-    stream like an orderly end, and cancels the handler only then; but on such a call nothing can be sent."""
-    try:
-        await context.send_initial_metadata(())
-    except grpc.aio.BaseError:
-        raise Aborted("the stream broke off") from None
 
 
 async def _appended(

@@ -108,6 +108,9 @@ class ChunkStream:
                 raise malformed("a chunk ends with an end message before the next one begins")
             if _piece(message):
                 yield message
+        # A call that was cut off looks to grpc.aio like one that ended: only a digest says that this is the chunk.
+        if self._digests == ("",):
+            raise malformed("a chunk whose header has no SHA-256 ends with an end message")
 
     def verify(self, part: Part) -> None:
         """Compares with the digests that came with the chunk. Raises InvalidArgument (CHUNK_DIGEST_MISMATCH)."""

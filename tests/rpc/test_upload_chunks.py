@@ -106,14 +106,20 @@ async def test_a_wrong_chunk_is_named_stores_nothing_and_loses_nothing(
     assert small.object(id_) == FILE
 
 
-async def test_the_end_of_a_stream_ends_its_last_chunk(small: Mesh) -> None:
+async def test_the_end_of_a_stream_ends_its_last_chunk_when_that_has_a_digest(small: Mesh) -> None:
     id_ = (await small.alice.initiate()).session_id
-    header, *data, _ = chunk(id_, 0)
-    with pytest.raises(InvalidArgument) as refusal:
-        await small.alice.send(header, data[0])
-    assert refusal.value.reason == "CHUNK_SIZE_MISMATCH"
+    header, *data, end = chunk(id_, 0)
+    promised = pb.UploadChunksRequest(header=pb.ChunkHeader(session_id=id_, sha256=end.end.sha256))
+    for messages, reason in (
+        ([header, *data], "STREAM_MALFORMED"),
+        ([promised, data[0]], "CHUNK_SIZE_MISMATCH"),
+        ([promised, data[1], data[0]], "CHUNK_DIGEST_MISMATCH"),
+    ):
+        with pytest.raises(InvalidArgument) as refusal:
+            await small.alice.send(*messages)
+        assert refusal.value.reason == reason
     assert small.stored_parts(id_) == set()
-    await small.alice.send(*chunk(id_, 1), header, *data)
+    await small.alice.send(*chunk(id_, 1), promised, *data)
     assert small.stored_parts(id_) == {0, 1}
 
 
