@@ -251,6 +251,7 @@ class MergeController:
             frames=outcome.frames,
             width=outcome.width,
             height=outcome.height,
+            transcoded=not outcome.copied,
             created_at=self._clock(),
         )
         try:

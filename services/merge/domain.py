@@ -79,6 +79,7 @@ class StaleClaim(Exception):
 
 
 WHOLE_SESSION = -1
+COPY_REFUSED = "copy_refused"  # error type of a merge whose copy is not to be tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Clip:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a unit made. A probe fills ``clip``; the others the object, whose ``frames`` are one number for
-    each clip in it."""
+    each clip in it. ``copied``: its video was not encoded anew."""
 
     clip: ClipInfo | None = None
     object_key: str = ""
@@ -108,6 +109,7 @@ class Outcome:
     frames: tuple[int, ...] = ()
     width: int = 0
     height: int = 0
+    copied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ class UnitRef:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit of work and its current attempt (from 1)."""
+    """A unit of work and its current attempt (from 1). ``superseded`` attempts were replaced without having
+    failed."""
 
     kind: JobKind
     clip_index: int
@@ -145,6 +148,7 @@ class Unit:
     retryable: bool = False
     retry_at: datetime | None = None
     deliveries: int = 0
+    superseded: int = 0
 
     @property
     def ref(self) -> UnitRef:
@@ -168,7 +172,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A merge session: message MergeRecord of the contract, field by field."""
+    """A merge session: message MergeRecord of the contract, field by field. ``canvas_given``: the client chose it.
+    ``copy_refused`` says why a copy was tried in vain."""
 
     id: str
     owner: str
@@ -191,6 +196,8 @@ class Session:
     completed_at: datetime | None = None
     cleaned: bool = False
     retry_request_id: str = ""
+    canvas_given: bool = False
+    copy_refused: str = ""
 
     def unit(self, kind: JobKind, clip_index: int = WHOLE_SESSION) -> Unit | None:
         """The unit of this kind for the clip as it is now (of its current generation), or None."""

@@ -2,6 +2,10 @@
 
 The controller hands in the session and its uploads as they are and gets the session as it should be. Every
 unit that is unfinished then belongs into the queue; publishing one that is there already changes nothing.
+
+What becomes of a clip is :mod:`services.merge.delivery`'s to say. A clip that is to be encoded is normalised at
+once; one that may yet be copied at low priority, by workers that have nothing else to do. If copying wins, what is
+unfinished of that is taken back.
 """
 
 from __future__ import annotations
@@ -11,8 +15,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from services.merge.domain import WHOLE_SESSION, Clip, Failure, JobKind, Session, SessionState, Unit, UnitState
-from services.merge.transitions import fail, next_attempt, with_unit
+from services.merge.delivery import PlanAction, clip_plans, is_copied
+from services.merge.domain import (
+    COPY_REFUSED,
+    WHOLE_SESSION,
+    Clip,
+    Failure,
+    JobKind,
+    Outcome,
+    Priority,
+    Session,
+    SessionState,
+    Unit,
+    UnitState,
+)
+from services.merge.transitions import fail, next_attempt, supersede, with_unit, without_units
 
 MAX_ATTEMPTS = 3
 PROCESSING = timedelta(hours=1)
@@ -54,7 +71,7 @@ def plan(
     """
     if session.state is not SessionState.ACTIVE:
         return session
-    planned = _take_in_uploads(session, uploads, now, processing)
+    planned = _forget_replaced(_take_back_copy(_take_in_uploads(session, uploads, now, processing)))
     for step in (_refuse_lost_clips, _refuse_failed_units):
         failure = step(planned, uploads, now)
         if failure is not None:
@@ -73,7 +90,7 @@ def seconds_until_retry(session: Session, now: datetime) -> float | None:
     waits = [
         (u.retry_at - now).total_seconds()
         for u in session.units
-        if u.state is UnitState.FAILED and u.retry_at is not None
+        if u.state is UnitState.FAILED and u.retry_at is not None and not _was_copy(u)
     ]
     return max(0.05, min(waits)) if waits else None
 
@@ -92,6 +109,21 @@ def _take_in_uploads(
     if session.all_uploaded and session.uploads_completed_at is None:
         session = replace(session, uploads_completed_at=now, deadline=now + processing)
     return session
+
+
+def _take_back_copy(session: Session) -> Session:
+    """A copy that did not stand its verification: the clips are encoded instead."""
+    merge = session.unit(JobKind.MERGE)
+    if merge is None or merge.error_type != COPY_REFUSED or session.copy_refused:
+        return session
+    return replace(session, copy_refused=merge.error_message)
+
+
+def _forget_replaced(session: Session) -> Session:
+    """Of a clip that was replaced only what is done counts for anything."""
+    return without_units(
+        session, lambda u: u.generation != session.generation(u.clip_index) and u.state is not UnitState.DONE
+    )
 
 
 def _refuse_lost_clips(session: Session, uploads: Mapping[str, ClipUpload], now: datetime) -> Failure | None:
@@ -113,7 +145,7 @@ def _refuse_lost_clips(session: Session, uploads: Mapping[str, ClipUpload], now:
 
 def _refuse_failed_units(session: Session, _: Mapping[str, ClipUpload], now: datetime) -> Failure | None:
     for unit in session.units:
-        if unit.state is UnitState.FAILED and not _may_retry(session, unit):
+        if unit.state is UnitState.FAILED and not _may_retry(session, unit) and not _was_copy(unit):
             where = "" if unit.clip_index == WHOLE_SESSION else f"clip {unit.clip_index + 1}: "
             return Failure(
                 unit.error_type,
@@ -133,30 +165,100 @@ def _out_of_time(session: Session, now: datetime) -> Failure:
 
 def _may_retry(session: Session, unit: Unit) -> bool:
     # Each RetryMerge by the player allows as many attempts again.
-    return unit.retryable and unit.attempt < MAX_ATTEMPTS * (session.retry_count + 1)
+    return unit.retryable and unit.attempt - unit.superseded < MAX_ATTEMPTS * (session.retry_count + 1)
+
+
+def _was_copy(unit: Unit) -> bool:
+    return unit.kind is JobKind.MERGE and unit.error_type == COPY_REFUSED
 
 
 def _retry_units(session: Session, now: datetime) -> Session:
     for unit in session.units:
-        if unit.state is UnitState.FAILED and (unit.retry_at is None or now >= unit.retry_at):
+        due = unit.retry_at is None or now >= unit.retry_at
+        if unit.state is UnitState.FAILED and due and not _was_copy(unit):
             session = with_unit(session, next_attempt(unit, now))
     return session
 
 
 def _add_units(session: Session, now: datetime) -> Session:
-    """Probe each clip as it comes, normalise each once the canvas is known, merge when all are normalised."""
-
-    def add(session: Session, kind: JobKind, clip_index: int = WHOLE_SESSION) -> Session:
-        if session.unit(kind, clip_index) is not None:
-            return session
-        unit = Unit(kind, clip_index, now, generation=session.generation(clip_index), priority=session.priority)
-        return with_unit(session, unit)
-
+    """Probe each clip as it comes; normalise it if that is, or may be, its plan; merge when nothing is missing."""
     for clip in session.clips:
         if clip.source_key:
-            session = add(session, JobKind.PROBE, clip.index)
-        if session.done(JobKind.PROBE, clip.index) is not None and session.canvas is not None:
-            session = add(session, JobKind.NORMALISE, clip.index)
+            session = _with_probe(session, clip, now)
+    if is_copied(session):
+        return _with_merge(without_units(session, _is_unfinished_normalising), now)
+    for plan in clip_plans(session):
+        if session.canvas is not None:
+            urgent = plan.action is PlanAction.TRANSCODE
+            session = _with_normalising(session, session.clips[plan.index], urgent=urgent, now=now)
     if all(session.done(JobKind.NORMALISE, clip.index) is not None for clip in session.clips):
-        session = add(session, JobKind.MERGE)
+        session = _with_merge(session, now)
+    return session
+
+
+def _is_unfinished_normalising(unit: Unit) -> bool:
+    return unit.kind is JobKind.NORMALISE and unit.state is not UnitState.DONE
+
+
+def _with_probe(session: Session, clip: Clip, now: datetime) -> Session:
+    if session.unit(JobKind.PROBE, clip.index) is not None:
+        return session
+    unit = Unit(JobKind.PROBE, clip.index, now, generation=clip.generation, priority=session.priority)
+    return with_unit(session, unit)
+
+
+def _with_normalising(session: Session, clip: Clip, *, urgent: bool, now: datetime) -> Session:
+    priority = session.priority if urgent else Priority.LOW
+    unit = session.unit(JobKind.NORMALISE, clip.index)
+    if unit is None:
+        # Attempts that were taken back for a copy may still be in the queue: theirs are other numbers.
+        before = MAX_ATTEMPTS * (session.retry_count + 1) if session.copy_refused else 0
+        unit = Unit(
+            JobKind.NORMALISE,
+            clip.index,
+            now,
+            generation=clip.generation,
+            attempt=before + 1,
+            superseded=before,
+            priority=priority,
+        )
+        made = _made_before(session, clip)
+        if made is not None:
+            unit = replace(unit, state=UnitState.DONE, outcome=made, finished_at=now)
+        return with_unit(session, unit)
+    if urgent and unit.state is UnitState.QUEUED and unit.priority is Priority.LOW != priority:
+        return with_unit(session, supersede(unit, priority, now))
+    return session
+
+
+def _made_before(session: Session, clip: Clip) -> Outcome | None:
+    """The normalised file of the same bytes, if this session has made one. Canvas and quality never change in a
+    session, so the source's digest alone tells."""
+    probe = session.done(JobKind.PROBE, clip.index)
+    digest = probe.clip.sha256 if probe is not None and probe.clip is not None else ""
+    same = {
+        (unit.clip_index, unit.generation)
+        for unit in session.units
+        if unit.kind is JobKind.PROBE and unit.outcome is not None and unit.outcome.clip is not None
+        if digest and unit.outcome.clip.sha256 == digest
+    }
+    for unit in session.units:
+        if (
+            unit.kind is JobKind.NORMALISE
+            and (unit.clip_index, unit.generation) in same
+            and unit.outcome is not None
+        ):
+            return unit.outcome
+    return None
+
+
+def _with_merge(session: Session, now: datetime) -> Session:
+    unit = session.unit(JobKind.MERGE)
+    if unit is None:
+        generation = session.generation(WHOLE_SESSION)
+        return with_unit(
+            session, Unit(JobKind.MERGE, WHOLE_SESSION, now, generation=generation, priority=session.priority)
+        )
+    if unit.state is UnitState.FAILED and _was_copy(unit):
+        return with_unit(session, supersede(unit, session.priority, now))
     return session

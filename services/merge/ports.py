@@ -59,3 +59,8 @@ class Media(Protocol):
         self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
     ) -> MergedFile:
         """Joins normalised clips and verifies the result; progress in frames."""
+
+    async def copy(
+        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+    ) -> MergedFile:
+        """Joins clips as they were sent: their video is copied, their sound encoded once. Verifies the result."""

@@ -63,6 +63,7 @@ def new_session(owner: str, asked: NewSession, now: datetime, wait: timedelta) -
         deadline=now + wait,
         quality=asked.quality,
         canvas=asked.canvas,
+        canvas_given=asked.canvas is not None,
     )
 
 

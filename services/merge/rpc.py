@@ -201,6 +201,12 @@ def _session(view: SessionView) -> merge_pb2.MergeSession:
             )
             for clip in view.clips
         ],
+        plan=[
+            merge_pb2.ClipPlan(
+                video_index=clip.index, action=merge_pb2.PlanAction.Value(clip.action), reason=clip.reason
+            )
+            for clip in view.plan
+        ],
         ready_for_merge=session.all_uploaded,
         merge_triggered=session.all_uploaded,
         merge_status=status,
@@ -235,11 +241,11 @@ def _add_video(message: merge_pb2.MergeSession, session: Session) -> None:
             total_duration=total,
             file_size=outcome.size,
             segments=places,
-            compression_applied=True,
+            compression_applied=not outcome.copied,
         )
     )
     message.merged_video_metadata.CopyFrom(
         video_pb2.MergedVideoMetadata(
-            total_duration=total, segments=places, video_file_id=id_, compression_applied=True
+            total_duration=total, segments=places, video_file_id=id_, compression_applied=not outcome.copied
         )
     )

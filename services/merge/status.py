@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from services.merge.delivery import ClipPlan, clip_plans, is_copied
 from services.merge.domain import WHOLE_SESSION, Clip, JobKind, Session, SessionState, UnitState
 from services.merge.planner import ClipUpload, UploadStatus
 
@@ -63,6 +64,7 @@ class SessionView:
     clips: tuple[ClipView, ...]
     overall_percent: float
     merge_percent: float
+    plan: tuple[ClipPlan, ...] = ()
 
 
 Fraction = Callable[[str, str], float]
@@ -72,7 +74,7 @@ def view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction
     """The session's status. ``fraction(session id, unit name)`` is the progress board's."""
     clips = tuple(_clip_view(session, clip, uploads.get(clip.upload_id), fraction) for clip in session.clips)
     if session.state is SessionState.COMPLETED:
-        return SessionView(session, OverallStatus.COMPLETED, clips, 100.0, 100.0)
+        return SessionView(session, OverallStatus.COMPLETED, clips, 100.0, 100.0, clip_plans(session))
     phases = [_phases(session, clip, uploads.get(clip.upload_id), fraction) for clip in session.clips]
     uploaded = sum(p[0] for p in phases) / len(phases)
     worked = sum(_PROBE * p[1] + _NORMALISE * p[2] for p in phases) / len(phases)
@@ -84,6 +86,7 @@ def view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction
         clips,
         overall_percent=_percent(uploaded * _UPLOAD + worked),
         merge_percent=_percent(100.0 * worked / work),
+        plan=clip_plans(session),
     )
 
 
@@ -117,7 +120,7 @@ def _clip_status(session: Session, clip: Clip, upload: ClipUpload | None) -> Cli
         return _UPLOAD_TO_CLIP[upload.status] if upload is not None else ClipStatus.PENDING
     if session.failure is not None and session.failure.clip_index == clip.index:
         return ClipStatus.FAILED
-    if session.done(JobKind.NORMALISE, clip.index) is not None:
+    if session.done(JobKind.NORMALISE, clip.index) is not None or is_copied(session):
         return ClipStatus.COMPLETED
     units = [u for u in session.units if u.clip_index == clip.index and u.generation == clip.generation]
     begun = any(u.state is not UnitState.QUEUED for u in units)
@@ -137,6 +140,8 @@ _UPLOAD_TO_CLIP = {
 def _phases(
     session: Session, clip: Clip, upload: ClipUpload | None, fraction: Fraction
 ) -> tuple[float, float, float]:
+    if session.state is SessionState.COMPLETED:
+        return 1.0, 1.0, 1.0
     uploaded = 1.0 if clip.source_key else (upload.progress if upload is not None else 0.0)
     probed = 1.0 if session.done(JobKind.PROBE, clip.index) is not None else 0.0
     return uploaded, probed, _done(session, JobKind.NORMALISE, clip.index, fraction)

@@ -50,9 +50,39 @@ class Canvas:
 
 
 @dataclass(frozen=True, slots=True)
+class Coded:
+    """A clip's video as it is coded, without decoding it: what decides whether its packets can be copied.
+
+    ``width`` and ``height`` are as stored; ``colour`` names primaries, transfer, matrix and range by number
+    (ITU-T H.273), ``aspect`` and ``time_base`` are fractions as text, ``matrix`` the display matrix and
+    ``parameter_sets`` the SHA-256 of the codec's extradata, both in hex. ``bit_rate`` is of the packets.
+    ``hidden`` counts the packets that an edit list makes a player discard. ``regular``: shown frame n lies at
+    n/:data:`FPS`. ``closed``: it begins with an IDR frame, every keyframe is one, and nothing after one is shown
+    before it. ``in_band``: parameter sets lie in the stream itself.
+    """
+
+    profile: str = ""
+    pixel_format: str = ""
+    colour: str = ""
+    width: int = 0
+    height: int = 0
+    aspect: str = ""
+    matrix: str = ""
+    time_base: str = ""
+    parameter_sets: str = ""
+    bit_rate: int = 0
+    frames: int = 0
+    hidden: int = 0
+    regular: bool = False
+    closed: bool = False
+    in_band: bool = False
+    interlaced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClipInfo:
     """What the probe saw of a source. ``width`` and ``height`` are as displayed, after rotation; ``duration``
-    is the span in seconds of the packets read, not a header's claim."""
+    is the span in seconds of the packets read, not a header's claim. ``sha256`` is of the whole file, in hex."""
 
     container: str
     video_codec: str
@@ -63,6 +93,8 @@ class ClipInfo:
     frame_rate: float
     has_audio: bool
     audio_codec: str = ""
+    sha256: str = ""
+    coded: Coded = Coded()
 
 
 @dataclass(frozen=True, slots=True)

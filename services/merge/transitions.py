@@ -6,6 +6,7 @@ compare-and-set, so a change is decided again from the newest record whenever so
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -28,6 +29,11 @@ def with_unit(session: Session, unit: Unit) -> Session:
     place = (unit.kind, unit.clip_index, unit.generation)
     others = tuple(u for u in session.units if (u.kind, u.clip_index, u.generation) != place)
     return replace(session, units=(*others, unit))
+
+
+def without_units(session: Session, unwanted: Callable[[Unit], bool]) -> Session:
+    """The session without these units: whoever works on one has lost the claim."""
+    return replace(session, units=tuple(unit for unit in session.units if not unwanted(unit)))
 
 
 def claim(session: Session, ref: UnitRef, token: str, deliveries: int, now: datetime) -> Session:
@@ -96,6 +102,13 @@ def next_attempt(unit: Unit, now: datetime) -> Unit:
         retry_at=None,
         deliveries=0,
     )
+
+
+def supersede(unit: Unit, priority: Priority, now: datetime) -> Unit:
+    """Another attempt in the place of one that did not fail: its job waits in another queue, or its work is
+    another by now. It does not count among those that are allowed."""
+    again = replace(next_attempt(unit, now), priority=priority, superseded=unit.superseded + 1)
+    return replace(again, error_type="", error_message="", retryable=False)
 
 
 def fail(session: Session, failure: Failure, now: datetime) -> Session:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from services.common.errors import NotFound
 from services.common.objects import ObjectStore
+from services.merge.delivery import is_copied
 from services.merge.domain import JobKind, Outcome, Session, UnitRef, unit_name
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.ports import Media, OnProgress
@@ -32,6 +33,8 @@ class MergeWork:
                 return Outcome(clip=await self._media.probe(source))
             if ref.kind is JobKind.NORMALISE:
                 return await self._normalise(session, ref, token, folder, on_progress)
+            if is_copied(session):
+                return await self._copy(session, token, folder, on_progress)
             return await self._merge(session, token, folder, on_progress)
 
     async def undo(self, outcome: Outcome) -> None:
@@ -67,6 +70,31 @@ class MergeWork:
             frames=merged.frames,
             width=merged.width,
             height=merged.height,
+        )
+
+    async def _copy(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
+        """What cannot be copied after all is encoded instead: no fault of the clips, whatever it is."""
+        target = folder / "merged.mp4"
+        sources = [await self._fetch(clip.source_key, folder / f"clip{clip.index}") for clip in session.clips]
+        try:
+            merged = await self._media.copy(sources, target, session.quality, on_progress)
+        except MediaError as error:
+            if error.retryable and error.error_type != ErrorType.VERIFICATION_FAILED:
+                raise
+            raise MediaError(ErrorType.COPY_REFUSED, error.message) from error
+        key = f"videos/{session.id}/{token}.mp4"
+        await self._store(key, target)
+        probed = session.done(JobKind.PROBE, 0)
+        assert probed is not None, "a copy is planned once all clips are probed"
+        assert probed.clip is not None
+        return Outcome(
+            object_key=key,
+            size=merged.size,
+            sha256=merged.sha256,
+            frames=merged.frames,
+            width=probed.clip.width,
+            height=probed.clip.height,
+            copied=True,
         )
 
     async def _store(self, key: str, file: Path) -> None:

@@ -26,10 +26,18 @@ from services.merge.config import MergeSettings
 from services.merge.domain import Session
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
-from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip, Quality
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2, merge_service_pb2_grpc, video_service_pb2_grpc
 
 FRAMES = (90, 75, 105)
+PROBED = ClipInfo("mp4", "h264", 1280, 720, 0, 3.0, 30.0, True, "aac")
+DELIVERABLE = replace(
+    PROBED,
+    width=720,
+    height=1280,
+    rotation=90,
+    coded=Coded("High", "yuv420p", "1/1/1/1", 1280, 720, "1/1", regular=True, closed=True),
+)
 
 
 class SteeredUploads:
@@ -77,6 +85,7 @@ class SteeredMedia:
     """Media work that is quick, unless ``before`` (called with the kind of work) waits or raises."""
 
     before: Callable[[str], object] = lambda _: None
+    info: ClipInfo = PROBED
     running: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
@@ -106,7 +115,7 @@ class SteeredMedia:
 
     async def probe(self, source: Path) -> ClipInfo:
         await self._work("probe")
-        return ClipInfo("mp4", "h264", 1280, 720, 0, 3.0, 30.0, True, "aac")
+        return self.info
 
     async def normalise(
         self,
@@ -125,6 +134,14 @@ class SteeredMedia:
         self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: Callable[[int, int], None]
     ) -> MergedFile:
         await self._work("merge")
+        target.write_bytes(b"".join(source.read_bytes() for source in sources))
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
+
+    async def copy(
+        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: Callable[[int, int], None]
+    ) -> MergedFile:
+        await self._work("copy")
         target.write_bytes(b"".join(source.read_bytes() for source in sources))
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)

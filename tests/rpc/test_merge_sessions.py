@@ -24,7 +24,7 @@ from services.common.keys import KeyRing
 from services.common.playback import PlaybackSigner
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.timeline import FPS
-from tests.rpc.merge_world import FRAMES, SteeredMedia, World, refusal, running, three_clips
+from tests.rpc.merge_world import DELIVERABLE, FRAMES, SteeredMedia, World, refusal, running, three_clips
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2, video_pb2, video_service_pb2
 
 
@@ -144,6 +144,37 @@ async def test_three_uploads_become_one_video_with_tiled_segments(world: World) 
     assert (await world.objects.stat(video.object_key)).size == video.size
     kept = [info.key async for info in world.objects.list(f"videos/{initiated.merge_session_id}/")]
     assert kept == [video.object_key]
+
+
+async def test_clips_that_can_be_delivered_as_they_are_are_copied(world: World) -> None:
+    media = SteeredMedia(info=DELIVERABLE)
+    initiated = await world.initiate()
+    await world.upload_all(initiated)
+    await world.worker(media)
+    done = await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)
+    assert [(p.video_index, p.action) for p in done.plan] == [(i, merge_pb2.PLAN_ACTION_COPY) for i in range(3)]
+    assert "merge" not in media.done
+    assert not done.merged_video.compression_applied
+    request = video_service_pb2.GetVideoRequest(video_file_id=done.merged_video.video_file_id)
+    video = (await world.videos.GetVideo(request, metadata=world.as_player("alice"))).video
+    assert not video.compression_applied
+    assert (video.width, video.height) == (720, 1280)
+
+
+async def test_a_copy_that_is_not_right_becomes_an_encoded_video(world: World) -> None:
+    def refuse(kind: str) -> None:
+        if kind == "copy":
+            raise MediaError(ErrorType.VERIFICATION_FAILED, "not right")
+
+    media = SteeredMedia(refuse, info=DELIVERABLE)
+    await world.worker(media)
+    initiated = await world.initiate()
+    await world.upload_all(initiated)
+    done = await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)
+    assert {p.action for p in done.plan} == {merge_pb2.PLAN_ACTION_TRANSCODE}
+    assert "not right" in done.plan[0].reason
+    assert done.merged_video.compression_applied
+    assert media.done.count("normalise") >= 3
 
 
 async def test_a_video_is_its_owners_until_a_service_makes_it_public(world: World) -> None:

@@ -69,7 +69,8 @@ def _run(job: Job, channel: Channel) -> Result:
             return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report)
         moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
         lock_down(job.limits)
-        return merge.merge(
+        join = merge.copy if job.kind == "copy" else merge.merge
+        return join(
             sources,
             target,
             moved=moved,

@@ -24,6 +24,7 @@ class ErrorType(StrEnum):
     VERIFICATION_FAILED = "verification_failed"
     WORKER_LOST = "worker_lost"
     SOURCE_MISSING = "source_missing"
+    COPY_REFUSED = "copy_refused"
 
 
 RETRYABLE = frozenset({ErrorType.WORKER_FAILED, ErrorType.VERIFICATION_FAILED, ErrorType.WORKER_LOST})

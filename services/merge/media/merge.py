@@ -1,13 +1,18 @@
-"""Normalised clips into one MP4: video packets are copied, the sound is encoded once, the result is verified.
+"""Clips into one MP4: video packets are copied, the sound is encoded once, the result is verified.
 
-Times are counted in frames: packet i of a clip that starts at frame S gets dts and pts S + its own, so the
-boundaries are exact by construction. One AAC encode runs through all clips; its priming sits only at the
-very start, where the edit list hides it. Nothing of a clip but its coded samples reaches the file.
+The clips are normalised ones, or ones as they were sent that were ruled to be copied: then the sound is first cut
+to exactly the length of the picture, and what is verified is the packets and the pictures around each boundary.
+
+Times are counted in frames: what is shown as frame i of a clip that starts at frame S gets pts S + i, and packets
+in the order of decoding get one dts each, so the boundaries are exact by construction. One AAC encode runs through
+all clips; its priming sits only at the very start, where the edit list hides it. Nothing of a clip but its coded
+samples reaches the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO
 
@@ -24,9 +29,9 @@ from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import digest
 from services.merge.media.loudness import evened
 from services.merge.media.progress import Progress, Report
-from services.merge.media.sound import SAMPLE_BYTES
+from services.merge.media.sound import SAMPLE_BYTES, pcm
 from services.merge.media.source import Source, as_media_error, demux, seconds
-from services.merge.media.verify import verify
+from services.merge.media.verify import verify, verify_copy
 from services.merge.timeline import ENCODINGS, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, MergedFile, Quality
 
 AAC_SAMPLES = 1024
@@ -49,65 +54,128 @@ def merge(
     Progress counts every frame twice: once copied, once decoded again. Raises MediaError
     verification_failed if the clips are not alike or the result is not what it must be.
     """
-    shape, counts = _agreed(sources)
-    progress = Progress(report, 2 * sum(counts))
-    with as_media_error(ErrorType.WORKER_FAILED, "The video could not be written."):
-        _write(list(zip(sources, counts, strict=True)), target, moved, quality, progress, even_loudness)
-    target.flush()
-    verify(result, counts, shape, sources[0].threads, progress)
-    written = digest(result)
-    progress.finish()
-    return MergedFile(frames=counts, width=shape[0], height=shape[1], size=written.size, sha256=written.sha256)
+    join = _agreed(sources)
+    progress = Progress(report, 2 * sum(join.counts))
+    _write(join, target, moved, quality, progress, _evened(_stored_pcm) if even_loudness else _stored_pcm)
+    verify(result, join.counts, join.shape, sources[0].threads, progress)
+    return _finished(join, result, progress)
 
 
-def _agreed(sources: Sequence[Source]) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """Size and frame counts; refuses clips whose packets cannot follow each other in one track."""
+def copy(
+    sources: Sequence[Source],
+    target: BinaryIO,
+    *,
+    moved: BinaryIO,
+    result: BinaryIO,
+    quality: Quality,
+    report: Report,
+    even_loudness: bool = True,
+) -> MergedFile:
+    """As :func:`merge`, for clips as they were sent. The size is as stored. Progress counts every frame once.
+
+    Raises MediaError of every type: whatever it is, encoding the clips may still succeed.
+    """
+    join = _agreed(sources)
+    progress = Progress(report, sum(join.counts))
+    _write(join, target, moved, quality, progress, _evened(_decoded_pcm) if even_loudness else _decoded_pcm)
+    verify_copy(result, join.counts, join.shape, sources[0].threads)
+    return _finished(join, result, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """A clip's packets: ``count`` of them, the first shown at ``start`` seconds, decoded at most ``delay`` packets
+    before they are shown."""
+
+    source: Source
+    count: int
+    start: Fraction
+    delay: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Join:
+    """Clips whose packets can follow each other in one track."""
+
+    clips: tuple[_Clip, ...]
+    shape: tuple[int, int]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(clip.count for clip in self.clips)
+
+
+def _agreed(sources: Sequence[Source]) -> _Join:
+    """Refuses clips whose packets cannot follow each other in one track."""
     kinds: set[tuple[object, ...]] = set()
-    counts = []
+    clips = []
+    shape = (0, 0)
     for source in sources:
         with source.container() as container:
             video = source.video(container)
             context = video.codec_context
             kinds.add((context.name, context.extradata, context.width, context.height, video.sample_aspect_ratio))
-            counts.append(sum(1 for packet in demux(container, video) if packet.size))
-    if len(kinds) != 1 or not all(counts):
+            shape = (context.width, context.height)
+            clips.append(_surveyed(source, [_time(p) for p in demux(container, video) if p.size]))
+    if len(kinds) != 1:
         raise MediaError(ErrorType.VERIFICATION_FAILED, "The clips were prepared differently.")
-    _, _, width, height, _ = kinds.pop()
-    assert isinstance(width, int)
-    assert isinstance(height, int)
-    return (width, height), tuple(counts)
+    return _Join(tuple(clips), shape)
+
+
+def _surveyed(source: Source, times: Sequence[Fraction]) -> _Clip:
+    start = min(times, default=Fraction(0))
+    slots = [round((time - start) * FPS) for time in times]
+    if not slots or sorted(slots) != list(range(len(slots))):
+        raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's frames are not one after the other.")
+    return _Clip(source, len(slots), start, max(i - slot for i, slot in enumerate(slots)))
+
+
+def _time(packet: Packet[Stream]) -> Fraction:
+    if packet.pts is None:
+        raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's frame has no time.")
+    return seconds(packet.pts, packet.time_base)
+
+
+def _finished(join: _Join, result: BinaryIO, progress: Progress) -> MergedFile:
+    written = digest(result)
+    progress.finish()
+    width, height = join.shape
+    return MergedFile(frames=join.counts, width=width, height=height, size=written.size, sha256=written.sha256)
 
 
 def _write(
-    clips: Sequence[tuple[Source, int]],
+    join: _Join,
     target: BinaryIO,
     moved: BinaryIO,
     quality: Quality,
     progress: Progress,
-    even_loudness: bool,
+    sound_of: Callable[[_Clip], bytes],
 ) -> None:
     def reopen(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
         """What faststart asks for once the data is written: the same file again, to read from."""
         target.flush()
         return moved
 
-    with av.open(target, "w", format="mp4", options=CONTAINER_OPTIONS, io_open=reopen) as out:
-        video = _copied_stream(out, clips[0][0])
+    with (
+        as_media_error(ErrorType.WORKER_FAILED, "The video could not be written."),
+        av.open(target, "w", format="mp4", options=CONTAINER_OPTIONS, io_open=reopen) as out,
+    ):
+        video = _copied_stream(out, join.clips[0].source)
         audio = out.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
         audio.codec_context.bit_rate = ENCODINGS[quality].audio_bitrate
-        add_chapters(out, [count for _, count in clips])
+        add_chapters(out, join.counts)
         sound = _Sound(out, audio)
-        start = 0
-        for source, count in clips:
-            pcm = _pcm(source, count)
-            sound.append(evened(pcm) if even_loudness else pcm)
-            for packet in _packets(source, start):
+        start, delay = 0, max(clip.delay for clip in join.clips)
+        for clip in join.clips:
+            sound.append(sound_of(clip))
+            for packet in _packets(clip, start, delay):
                 packet.stream = video
                 sound.until((packet.dts or 0) + 1)
                 out.mux(packet)
                 progress.advance()
-            start += count
+            start += clip.count
         sound.finish()
+    target.flush()
 
 
 def _copied_stream(out: OutputContainer, pattern: Source) -> VideoStream:
@@ -118,28 +186,33 @@ def _copied_stream(out: OutputContainer, pattern: Source) -> VideoStream:
     return stream
 
 
-def _packets(source: Source, start: int) -> Iterator[Packet[Stream]]:
+def _packets(clip: _Clip, start: int, delay: int) -> Iterator[Packet[Stream]]:
     """A clip's video packets, timed in frames of the merged video."""
-    with source.container() as container:
-        video = source.video(container)
-        for packet in demux(container, video):
-            if not packet.size:
-                continue
-            assert packet.pts is not None
-            assert packet.dts is not None
-            packet.pts = start + round(seconds(packet.pts, packet.time_base) * FPS)
-            packet.dts = start + round(seconds(packet.dts, packet.time_base) * FPS)
+    with clip.source.container() as container:
+        packets = demux(container, clip.source.video(container))
+        for number, packet in enumerate(packet for packet in packets if packet.size):
+            packet.pts = start + round((_time(packet) - clip.start) * FPS)
+            packet.dts = start + number - delay
             packet.duration, packet.time_base = 1, Fraction(1, FPS)
             yield packet
 
 
-def _pcm(source: Source, count: int) -> bytes:
-    """A clip's whole sound; a minute is 12 MB. Must be as long as its frames."""
-    with source.container() as container:
+def _stored_pcm(clip: _Clip) -> bytes:
+    """A normalised clip's whole sound; a minute is 12 MB. Must be as long as its frames."""
+    with clip.source.container() as container:
         data = b"".join(bytes(packet) for packet in demux(container, container.streams.audio[0]))
-    if len(data) != count * SAMPLES_PER_FRAME * SAMPLE_BYTES:
+    if len(data) != clip.count * SAMPLES_PER_FRAME * SAMPLE_BYTES:
         raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's sound is not as long as its picture.")
     return data
+
+
+def _decoded_pcm(clip: _Clip) -> bytes:
+    """The sound of a clip as it was sent, cut to its frames."""
+    return b"".join(pcm(clip.source, clip.start, clip.count * SAMPLES_PER_FRAME))
+
+
+def _evened(sound_of: Callable[[_Clip], bytes]) -> Callable[[_Clip], bytes]:
+    return lambda clip: evened(sound_of(clip))
 
 
 class _Sound:

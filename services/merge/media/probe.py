@@ -10,6 +10,7 @@ from fractions import Fraction
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 
+from services.merge.media.coded import coded
 from services.merge.media.orientation import orientation
 from services.merge.media.source import Source, seconds
 from services.merge.media.survey import survey
@@ -38,6 +39,8 @@ def probe(source: Source) -> ClipInfo:
             frame_rate=round(float(seen.frame_rate), 3),
             has_audio=audio is not None and seen.audio,
             audio_codec=audio.name if audio is not None and seen.audio else "",
+            sha256=source.digest().sha256,
+            coded=coded(source, first),
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
-from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality, SidecarFiles
+from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip, Quality, SidecarFiles
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_NUMBER = 1 << 53  # far above any size or count, and a record, JSON and a division can still hold it
@@ -26,6 +26,7 @@ class ProtocolError(Exception):
 
 Result = ClipInfo | NormalisedClip | MergedFile | SidecarFiles
 ResultT = TypeVar("ResultT", ClipInfo, NormalisedClip, MergedFile, SidecarFiles)
+Parsed = TypeVar("Parsed", ClipInfo, NormalisedClip, MergedFile, SidecarFiles, Coded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +109,17 @@ def parse_error(value: object) -> MediaError:
 def parse_result(kind: type[ResultT], value: object) -> ResultT:
     """Build the expected dataclass. Raises :class:`ProtocolError` if a field is missing, foreign, mistyped or
     beyond what such a field can be."""
+    return _parsed(kind, value)
+
+
+def _parsed(kind: type[Parsed], value: object) -> Parsed:
     if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
         raise ProtocolError(f"not the fields of a {kind.__name__}")
     for field in fields(kind):
         item = value[field.name]
-        if field.type == "tuple[int, ...]" and isinstance(item, list):
+        if field.type == Coded.__name__:
+            value[field.name] = _parsed(Coded, item)
+        elif field.type == "tuple[int, ...]" and isinstance(item, list):
             value[field.name] = tuple(item)
             if not all(type(number) is int and _sane(number) for number in item):
                 raise ProtocolError(f"{field.name} must be whole numbers")

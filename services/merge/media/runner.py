@@ -76,6 +76,13 @@ class MediaRunner:
         job = self._job("merge", sources, target, quality=quality)
         return await self._run(MergedFile, job, target, on_progress)
 
+    async def copy(
+        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+    ) -> MergedFile:
+        """Join clips as they were sent, their video not encoded anew; progress counts each frame once."""
+        job = self._job("copy", sources, target, quality=quality)
+        return await self._run(MergedFile, job, target, on_progress)
+
     async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
         """Make what lies beside a merged file: see :mod:`services.merge.media.sidecars`."""
         job = replace(self._job("sidecars", [merged]), targets=_absolute(targets), frames=frames)

@@ -22,6 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.files import Digest, digest
 from services.merge.media.limits import Limits
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
@@ -37,6 +38,10 @@ class Source:
         self._file = file
         self.limits = limits
         self.threads = threads
+
+    def digest(self) -> Digest:
+        """Of the whole file."""
+        return digest(self._file)
 
     @contextmanager
     def container(self) -> Iterator[InputContainer]:
