@@ -83,7 +83,7 @@ def _write_video(
         decoder = source.video(container)
         fitter = Fitter(canvas, decoder.sample_aspect_ratio or Fraction(1), source.threads)
         try:
-            for slot, repeats, frame in cadence.slots(_shown(source.frames(container, decoder))):
+            for slot, repeats, frame in cadence.slots(_shown(decoder, source.frames(container, decoder))):
                 with as_media_error(ErrorType.DECODE_FAILED, "This video's pictures cannot be converted."):
                     picture = fitter.fit(frame)
                 for k in range(slot, slot + repeats):
@@ -98,10 +98,13 @@ def _write_video(
     return cadence.start, cadence.count
 
 
-def _shown(frames: Iterator[VideoFrame]) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+def _shown(stream: VideoStream, frames: Iterator[VideoFrame]) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    """Time, duration and picture. Where frames are decoded in another order than they are shown in, a duration
+    says when the next is decoded, not how long this one stays: it counts as unknown."""
     for frame in frames:
         assert frame.pts is not None
-        yield seconds(frame.pts, frame.time_base), seconds(frame.duration or 0, frame.time_base), frame
+        lasts = 0 if stream.codec_context.has_b_frames else frame.duration or 0
+        yield seconds(frame.pts, frame.time_base), seconds(lasts, frame.time_base), frame
 
 
 def _write_audio(out: OutputContainer, stream: AudioStream, pieces: Iterator[bytes]) -> None:
