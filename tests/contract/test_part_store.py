@@ -32,6 +32,7 @@ from services.common.errors import (
     ServiceError,
 )
 from services.common.objects import ObjectStore
+from services.upload.adapters import upload_folder
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.memory_parts import MemoryPartStore
 from services.upload.adapters.s3_parts import S3PartStore
@@ -673,3 +674,21 @@ async def test_a_cancelled_writer_lets_go_only_when_its_thread_has_ended(
         with pytest.raises(asyncio.CancelledError):
             await writer
         assert not (await retry).existed
+
+
+async def test_what_is_discarded_is_freed_by_a_thread_and_not_by_the_event_loop(
+    tmp_path: Path, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, held = upload_folder.remove, list[str]()
+
+    def watched(folder: Path) -> None:
+        descriptors = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
+        held.extend(path for path in descriptors if path.startswith(f"{folder}/"))
+        remove(folder)
+
+    monkeypatch.setattr(upload_folder, "remove", watched)
+    with DirectoryPartStore(tmp_path, objects) as store:
+        await put(store, 0)
+        await store.discard(UPLOAD)
+        assert await numbers(store) == []
+    assert held == []

@@ -240,6 +240,7 @@ class DirectoryPartStore:
     async def discard(self, upload: str) -> None:
         await self._turns.clear(upload, upload_folder.discarded())
         self._known.pop(upload, None)
+        self._folders.forget(upload)  # closed first: the last to let go of a large file frees it, here a thread
         try:
             await self._run(upload_folder.remove, self._root / upload)
         finally:
