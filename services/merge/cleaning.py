@@ -114,5 +114,5 @@ class SessionCleaner:
         # Under videos/ there may also be what a worker wrote that was killed before it could say so.
         for prefix in (f"merges/{session.id}/", f"videos/{session.id}/"):
             async for info in self._objects.list(prefix):
-                if outcome is None or info.key != outcome.object_key:
+                if outcome is None or info.key not in outcome.object_keys:
                     await self._objects.delete(info.key)

@@ -253,6 +253,7 @@ class MergeController:
             height=outcome.height,
             transcoded=not outcome.copied,
             created_at=self._clock(),
+            sidecars=outcome.sidecars,
         )
         try:
             await self._videos.create(video.id, video)

@@ -98,9 +98,49 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An object: ``size`` in bytes, ``sha256`` in hex."""
+
+    object_key: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storyboard:
+    """A sheet of small pictures, ``columns`` a row; each stands for the frames from its start to the next's."""
+
+    file: StoredFile
+    tile_width: int
+    tile_height: int
+    columns: int
+    start_frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendition:
+    """The video as fragmented MP4. Each part begins at its offset with the IDR of its start frame, and ends where
+    the next begins; before the first is the header."""
+
+    file: StoredFile
+    offsets: tuple[int, ...]
+    start_frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecars:
+    """What lies beside a video: a poster for each statement, and more."""
+
+    posters: tuple[StoredFile, ...]
+    storyboard: Storyboard
+    rendition: Rendition
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a unit made. A probe fills ``clip``; the others the object, whose ``frames`` are one number for
-    each clip in it. ``copied``: its video was not encoded anew."""
+    each clip in it; a merge also ``sidecars``, unless they could not be made. ``copied``: its video was not encoded
+    anew."""
 
     clip: ClipInfo | None = None
     object_key: str = ""
@@ -110,6 +150,16 @@ class Outcome:
     width: int = 0
     height: int = 0
     copied: bool = False
+    sidecars: Sidecars | None = None
+
+    @property
+    def object_keys(self) -> frozenset[str]:
+        """All that it stored."""
+        keys = {self.object_key} if self.object_key else set()
+        if self.sidecars is not None:
+            files = (*self.sidecars.posters, self.sidecars.storyboard.file, self.sidecars.rendition.file)
+            keys.update(file.object_key for file in files)
+        return frozenset(keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +294,7 @@ class Video:
     created_at: datetime
     transcoded: bool = True
     visibility: Visibility = Visibility.PRIVATE
+    sidecars: Sidecars | None = None
     deleted_at: datetime | None = None
     cleaned: bool = False
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 from services.common.state import StateStore
 from services.merge.domain import Session, Video
 from services.merge.planner import ClipUpload
-from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality
+from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality, SidecarFiles
 
 Sessions: TypeAlias = StateStore[Session]
 """Merge sessions by ``owned_key(owner, id)``."""
@@ -64,3 +64,7 @@ class Media(Protocol):
         self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
     ) -> MergedFile:
         """Joins clips as they were sent: their video is copied, their sound encoded once. Verifies the result."""
+
+    async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
+        """Makes what lies beside a merged video of clips with so many frames. ``targets`` are a poster for each
+        clip, the storyboard's sheet and the HLS rendition."""

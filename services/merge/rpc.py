@@ -13,14 +13,14 @@ from services.common.errors import FieldViolation, InvalidArgument, Unimplemente
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.merge.domain import JobKind, Reason, Session
-from services.merge.messages import preset_message, segment_message
+from services.merge.messages import chapter_message, preset_message, segment_message, storyboard_urls
 from services.merge.planner import ClipUpload
 from services.merge.presets import PRESETS
 from services.merge.requests import NewClip, NewSession
 from services.merge.service import MergeSessions
 from services.merge.status import OverallStatus, SessionView
 from services.merge.timeline import FPS, Canvas, Quality, segments
-from services.merge.videos import stream_url
+from services.merge.videos import sidecar_urls, stream_url
 from twotruths.merge.v1 import (
     merge_pb2,
     merge_service_pb2,
@@ -242,8 +242,13 @@ def _add_video(message: merge_pb2.MergeSession, session: Session) -> None:
             file_size=outcome.size,
             segments=places,
             compression_applied=not outcome.copied,
+            chapters=[chapter_message(segment) for segment in segments(outcome.frames)],
         )
     )
+    if (beside := sidecar_urls(id_, outcome.sidecars)) is not None:
+        message.merged_video.posters.extend(beside.posters)
+        message.merged_video.storyboard.CopyFrom(storyboard_urls(beside))
+        message.merged_video.hls_url = beside.hls
     message.merged_video_metadata.CopyFrom(
         video_pb2.MergedVideoMetadata(
             total_duration=total, segments=places, video_file_id=id_, compression_applied=not outcome.copied

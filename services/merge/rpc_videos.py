@@ -11,7 +11,7 @@ from services.common.errors import PermissionDenied
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.merge.domain import Reason, Video, Visibility
-from services.merge.messages import segment_message
+from services.merge.messages import segment_message, sidecars_message, storyboard_urls
 from services.merge.timeline import FPS, segments
 from services.merge.videos import MergedVideos
 from twotruths.merge.v1 import video_pb2, video_service_pb2, video_service_pb2_grpc
@@ -43,13 +43,18 @@ class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
     ) -> video_service_pb2.GetPlaybackResponse:
         signed = request.prefer_signed if request.HasField("prefer_signed") else True
         playback = await self._videos.playback(context.principal(), request.video_file_id, signed=signed)
-        return video_service_pb2.GetPlaybackResponse(
+        response = video_service_pb2.GetPlaybackResponse(
             streaming_url=playback.url,
             delivery_type=video_pb2.DeliveryType.Value(playback.delivery),
             supports_range=True,
             global_delivery=False,
             expires_at=timestamp(playback.expires_at),
         )
+        if playback.sidecars is not None:
+            response.posters.extend(playback.sidecars.posters)
+            response.storyboard.CopyFrom(storyboard_urls(playback.sidecars))
+            response.hls_url = playback.sidecars.hls
+        return response
 
     async def SetVisibility(  # noqa: N802  the contract's name
         self, request: video_service_pb2.SetVisibilityRequest, rpc: Rpc
@@ -85,4 +90,5 @@ def _video(video: Video) -> video_pb2.Video:
         segments=[segment_message(segment) for segment in segments(video.frames)],
         compression_applied=video.transcoded,
         created_at=timestamp(video.created_at),
+        sidecars=sidecars_message(video.sidecars) if video.sidecars is not None else None,
     )

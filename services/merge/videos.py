@@ -12,7 +12,7 @@ from services.common.context import Principal
 from services.common.errors import FailedPrecondition, NotFound
 from services.common.playback import PlaybackSigner
 from services.common.state import mutate
-from services.merge.domain import Reason, Video, Visibility
+from services.merge.domain import Reason, Sidecars, Video, Visibility
 from services.merge.ports import Videos
 from services.merge.timeline import FPS
 
@@ -27,12 +27,24 @@ class Delivery(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SidecarUrls:
+    """Where the gateway serves what lies beside a video."""
+
+    posters: tuple[str, ...]
+    storyboard_image: str
+    storyboard_vtt: str
+    hls: str
+
+
+@dataclass(frozen=True, slots=True)
 class Playback:
-    """Where to play a video from; ``expires_at`` None means as long as the player's token."""
+    """Where to play a video from; ``expires_at`` None means as long as the player's token. All URLs carry the same
+    permission."""
 
     url: str
     delivery: Delivery
     expires_at: datetime | None
+    sidecars: SidecarUrls | None = None
 
 
 def video_id(session_id: str) -> str:
@@ -43,6 +55,19 @@ def video_id(session_id: str) -> str:
 def stream_url(video: str) -> str:
     """The gateway's path of a video's bytes."""
     return f"/api/v1/media/stream/{video}"
+
+
+def sidecar_urls(video: str, sidecars: Sidecars | None, query: str = "") -> SidecarUrls | None:
+    """The gateway's paths of what lies beside a video. ``query`` is the permission, with its question mark."""
+    if sidecars is None:
+        return None
+    base = stream_url(video)
+    return SidecarUrls(
+        posters=tuple(f"{base}/posters/{statement}.jpg{query}" for statement in range(len(sidecars.posters))),
+        storyboard_image=f"{base}/storyboard.jpg{query}",
+        storyboard_vtt=f"{base}/storyboard.vtt{query}",
+        hls=f"{base}/hls.m3u8{query}",
+    )
 
 
 class MergedVideos:
@@ -68,11 +93,12 @@ class MergedVideos:
         """A URL to play the video from. Raises NotFound."""
         video = await self.get(caller, id_)
         if not signed:
-            return Playback(stream_url(id_), Delivery.DIRECT, None)
+            return Playback(stream_url(id_), Delivery.DIRECT, None, sidecar_urls(id_, video.sidecars))
         now = self._clock().timestamp()
-        query = self._signer.sign(id_, now=now, ttl=self._ttl + sum(video.frames) / FPS)
-        expires = datetime.fromtimestamp(query.expires, UTC)
-        return Playback(f"{stream_url(id_)}?{query.query()}", Delivery.GATEWAY_SIGNED, expires)
+        signed_query = self._signer.sign(id_, now=now, ttl=self._ttl + sum(video.frames) / FPS)
+        expires, query = datetime.fromtimestamp(signed_query.expires, UTC), f"?{signed_query.query()}"
+        beside = sidecar_urls(id_, video.sidecars, query)
+        return Playback(f"{stream_url(id_)}{query}", Delivery.GATEWAY_SIGNED, expires, beside)
 
     async def set_visibility(self, owner: str, id_: str, visibility: Visibility) -> Video:
         """Says who may see the owner's video. Raises NotFound."""

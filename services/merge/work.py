@@ -6,15 +6,19 @@ The result lies under a key that holds the claim's token, so two workers on one 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from services.common.errors import NotFound
 from services.common.objects import ObjectStore
 from services.merge.delivery import is_copied
-from services.merge.domain import JobKind, Outcome, Session, UnitRef, unit_name
+from services.merge.domain import JobKind, Outcome, Session, UnitRef, folder_of, unit_name
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.ports import Media, OnProgress
 from services.merge.scratch import Scratch
+from services.merge.sidecars import make_sidecars
+from services.merge.timeline import MergedFile
 
 
 class MergeWork:
@@ -39,8 +43,8 @@ class MergeWork:
 
     async def undo(self, outcome: Outcome) -> None:
         """Removes what was stored for an outcome that does not count."""
-        if outcome.object_key:
-            await self._objects.delete(outcome.object_key)
+        for key in outcome.object_keys:
+            await self._objects.delete(key)
 
     async def _normalise(
         self, session: Session, ref: UnitRef, token: str, folder: Path, on_progress: OnProgress
@@ -61,16 +65,7 @@ class MergeWork:
             assert made is not None, "the planner asks for it once all clips are normalised"
             sources.append(await self._fetch(made.object_key, folder / f"clip{clip.index}.mov"))
         merged = await self._media.merge(sources, target, session.quality, on_progress)
-        key = f"videos/{session.id}/{token}.mp4"
-        await self._store(key, target)
-        return Outcome(
-            object_key=key,
-            size=merged.size,
-            sha256=merged.sha256,
-            frames=merged.frames,
-            width=merged.width,
-            height=merged.height,
-        )
+        return await self._finished(session, token, target, merged)
 
     async def _copy(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
         """What cannot be copied after all is encoded instead: no fault of the clips, whatever it is."""
@@ -82,20 +77,39 @@ class MergeWork:
             if error.retryable and error.error_type != ErrorType.VERIFICATION_FAILED:
                 raise
             raise MediaError(ErrorType.COPY_REFUSED, error.message) from error
-        key = f"videos/{session.id}/{token}.mp4"
-        await self._store(key, target)
         probed = session.done(JobKind.PROBE, 0)
         assert probed is not None, "a copy is planned once all clips are probed"
         assert probed.clip is not None
+        outcome = await self._finished(session, token, target, merged)
+        return replace(outcome, width=probed.clip.width, height=probed.clip.height, copied=True)
+
+    async def _finished(self, session: Session, token: str, video: Path, merged: MergedFile) -> Outcome:
+        """Stores a merged video and what lies beside it, in a folder of this claim's."""
+        prefix = f"{folder_of(session.id)}{token}/"
+        sidecars, files = await make_sidecars(self._media, video, merged.frames, prefix)
+        key = f"{prefix}video.mp4"
+        await self._store_all({**files, key: video})
         return Outcome(
             object_key=key,
             size=merged.size,
             sha256=merged.sha256,
             frames=merged.frames,
-            width=probed.clip.width,
-            height=probed.clip.height,
-            copied=True,
+            width=merged.width,
+            height=merged.height,
+            sidecars=sidecars,
         )
+
+    async def _store_all(self, files: Mapping[str, Path]) -> None:
+        """Stores files by key: all of them, or none."""
+        stored: list[str] = []
+        try:
+            for key, file in files.items():
+                await self._store(key, file)
+                stored.append(key)
+        except BaseException:
+            for key in stored:
+                await self._objects.delete(key)
+            raise
 
     async def _store(self, key: str, file: Path) -> None:
         """Stores a file. Cancelled, it leaves none: it may be there already, or appear from a thread that nothing

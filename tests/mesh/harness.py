@@ -121,6 +121,13 @@ class Harness:
         """The files of the stored objects below ``prefix``."""
         return sorted(path for path in (self.state.data / "objects" / prefix).rglob("*") if path.is_file())
 
+    def video(self, merge_session_id: str) -> Path:
+        """The session's merged video: there is one, and what lies beside it."""
+        files = self.objects(f"videos/{merge_session_id}")
+        (video,) = (path for path in files if path.name == "video.mp4")
+        assert {path.parent for path in files} == {video.parent}
+        return video
+
     async def record(self, owner: str, merge_session_id: str) -> MergeRecord:
         """The session as merge wrote it down."""
         client = await nats.connect(self.info.nats_url)

@@ -54,7 +54,7 @@ async def test_the_demo_plays_the_game_on_a_running_mesh(mesh: Harness, clips: l
     result = json.loads(report)
     assert result["frames"] == sum(segment["frame_count"] for segment in result["segments"])
     assert [segment["frame_count"] for segment in result["segments"]] == [30, 36, 24]
-    (video,) = mesh.objects(f"videos/{result['merge_session_id']}")
+    video = mesh.video(result["merge_session_id"])
     assert_exact(video, result["segments"])
 
 
@@ -98,7 +98,7 @@ async def test_a_killed_controller_during_the_merge_still_ends_completed(mesh: H
 
 
 def assert_video(mesh: Harness, session: Json) -> None:
-    (video,) = mesh.objects(f"videos/{session['merge_session_id']}")
+    video = mesh.video(session["merge_session_id"])
     assert_exact(video, session["merged_video"]["segments"])
     assert decoded(video)[1] == CANVAS
 

@@ -26,7 +26,7 @@ from services.merge.config import MergeSettings
 from services.merge.domain import Session
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
-from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip, Quality
+from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip, Quality, SidecarFiles
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2, merge_service_pb2_grpc, video_service_pb2_grpc
 
 FRAMES = (90, 75, 105)
@@ -145,6 +145,13 @@ class SteeredMedia:
         target.write_bytes(b"".join(source.read_bytes() for source in sources))
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
+
+    async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
+        await self._work("sidecars")
+        for target in targets:
+            target.write_bytes(target.name.encode())
+        starts = (0, FRAMES[0], sum(FRAMES[:2]))
+        return SidecarFiles(160, 90, 3, starts, (2, 4, 6), starts)
 
 
 class World:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -142,8 +143,56 @@ async def test_three_uploads_become_one_video_with_tiled_segments(world: World) 
     request = video_service_pb2.GetVideoRequest(video_file_id=video_id)
     video = (await world.videos.GetVideo(request, metadata=world.as_player("alice"))).video
     assert (await world.objects.stat(video.object_key)).size == video.size
-    kept = [info.key async for info in world.objects.list(f"videos/{initiated.merge_session_id}/")]
-    assert kept == [video.object_key]
+    beside = video.sidecars
+    files = [*beside.posters, beside.storyboard.file, beside.rendition.file]
+    kept = {info.key: info.size async for info in world.objects.list(f"videos/{initiated.merge_session_id}/")}
+    assert kept == {video.object_key: video.size} | {file.object_key: file.size for file in files}
+    for file in files:
+        path = world.objects.local_path(file.object_key)
+        assert path is not None
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+
+
+async def test_what_lies_beside_a_video_is_told_with_the_permission_that_the_video_has(world: World) -> None:
+    await world.worker(SteeredMedia())
+    initiated = await world.initiate()
+    await world.upload_all(initiated)
+    merged = (await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)).merged_video
+    assert [(c.title, c.start_time, c.end_time) for c in merged.chapters] == [
+        (f"Statement {s.statement_index + 1}", s.start_time, s.end_time) for s in merged.segments
+    ]
+    base = merged.merged_video_url
+    assert list(merged.posters) == [f"{base}/posters/{n}.jpg" for n in range(3)]
+    assert (merged.storyboard.image_url, merged.storyboard.vtt_url, merged.hls_url) == (
+        f"{base}/storyboard.jpg",
+        f"{base}/storyboard.vtt",
+        f"{base}/hls.m3u8",
+    )
+    request = video_service_pb2.GetPlaybackRequest(video_file_id=merged.video_file_id)
+    playback = await world.videos.GetPlayback(request, metadata=world.as_player("alice"))
+    query = playback.streaming_url.removeprefix(base)
+    assert query.startswith("?")
+    assert list(playback.posters) == [url + query for url in merged.posters]
+    assert playback.storyboard.image_url == merged.storyboard.image_url + query
+    assert playback.storyboard.vtt_url == merged.storyboard.vtt_url + query
+    assert playback.hls_url == merged.hls_url + query
+
+
+async def test_a_video_whose_sidecars_cannot_be_made_goes_out_without_them(world: World) -> None:
+    def fail(kind: str) -> None:
+        if kind == "sidecars":
+            raise MediaError(ErrorType.WORKER_FAILED, "no")
+
+    await world.worker(SteeredMedia(fail))
+    initiated = await world.initiate()
+    await world.upload_all(initiated)
+    merged = (await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)).merged_video
+    assert (list(merged.posters), merged.HasField("storyboard"), merged.hls_url) == ([], False, "")
+    assert len(merged.chapters) == 3
+    get = video_service_pb2.GetVideoRequest(video_file_id=merged.video_file_id)
+    video = (await world.videos.GetVideo(get, metadata=world.as_player("alice"))).video
+    assert not video.HasField("sidecars")
+    assert [info.key async for info in world.objects.list("videos/")] == [video.object_key]
 
 
 async def test_clips_that_can_be_delivered_as_they_are_are_copied(world: World) -> None:

@@ -20,6 +20,7 @@ from tests.rpc.merge_world import SteeredMedia, World, refusal, running
 from twotruths.merge.v1 import merge_pb2, video_pb2, video_service_pb2
 
 V = video_service_pb2
+WITH_SIDECARS = 6  # the video, three posters, a storyboard, an HLS rendition
 
 
 @pytest.fixture
@@ -41,16 +42,13 @@ async def keys_of(world: World, session_id: str) -> list[str]:
     return [info.key async for info in world.objects.list(folder_of(session_id))]
 
 
-async def test_a_deleted_video_is_gone_with_all_that_lay_beside_it(world: World, tmp_path: Path) -> None:
+async def test_a_deleted_video_is_gone_with_all_that_lay_beside_it(world: World) -> None:
     session_id, id_ = await video(world)
-    poster = tmp_path / "poster.jpg"
-    poster.write_bytes(b"poster")
-    await world.objects.put_file(f"{folder_of(session_id)}poster-0.jpg", poster)
     other_session, other = await video(world)
     alice, bob = world.as_player("alice"), world.as_player("bob")
     delete = V.DeleteVideoRequest(video_file_id=id_)
     assert isinstance(await refusal(world.videos.DeleteVideo(delete, metadata=bob)), NotFound)
-    assert len(await keys_of(world, session_id)) == 2
+    assert len(await keys_of(world, session_id)) == WITH_SIDECARS
     for _ in range(2):
         await world.videos.DeleteVideo(delete, metadata=alice)
     for caller in (alice, world.as_service()):
@@ -62,7 +60,7 @@ async def test_a_deleted_video_is_gone_with_all_that_lay_beside_it(world: World,
         while await keys_of(world, session_id):
             await asyncio.sleep(0.02)  # the controller removes the files on its own
     await world.videos.GetVideo(V.GetVideoRequest(video_file_id=other), metadata=alice)
-    assert len(await keys_of(world, other_session)) == 1
+    assert len(await keys_of(world, other_session)) == WITH_SIDECARS
 
 
 async def test_a_video_that_a_published_challenge_shows_stays(world: World) -> None:
@@ -72,7 +70,7 @@ async def test_a_video_that_a_published_challenge_shows_stays(world: World) -> N
     await world.videos.SetVisibility(see, metadata=world.as_service())
     error = await refusal(world.videos.DeleteVideo(delete, metadata=world.as_service()))
     assert (type(error), error.reason) == (FailedPrecondition, "VIDEO_IN_USE")
-    assert len(await keys_of(world, session_id)) == 1
+    assert len(await keys_of(world, session_id)) == WITH_SIDECARS
     see.visibility = video_pb2.VISIBILITY_PRIVATE
     await world.videos.SetVisibility(see, metadata=world.as_service())
     await world.videos.DeleteVideo(delete, metadata=world.as_service())

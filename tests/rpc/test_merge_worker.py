@@ -12,6 +12,7 @@ import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore
+from services.common.errors import ResourceExhausted
 from services.common.jobs import Job
 from services.common.objects import ObjectInfo
 from services.common.state import Entry, owned_key
@@ -162,6 +163,34 @@ async def test_a_job_that_is_stopped_while_its_file_is_being_stored_leaves_none(
     await asyncio.gather(doing, return_exceptions=True)
     assert doing.cancelled()
     assert [info.key async for info in objects.list("")] == ["uploads/a"]
+    scratch.close()
+
+
+async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_none(tmp_path: Path) -> None:
+    class Full(DirectoryObjectStore):
+        refused = "video.mp4"
+
+        async def put_file(self, key: str, source: Path) -> ObjectInfo:
+            if key.endswith(self.refused):
+                raise ResourceExhausted("full")
+            return await super().put_file(key, source)
+
+    (tmp_path / "clip").write_bytes(b"clip")
+    await DirectoryObjectStore(tmp_path).put_file("merges/s/a.mov", tmp_path / "clip")
+    objects, scratch = Full(tmp_path), Scratch(tmp_path / "scratch")
+    made = Outcome(object_key="merges/s/a.mov", frames=(30,))
+    units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
+    work, ref = MergeWork(objects, SteeredMedia(), scratch), UnitRef(JobKind.MERGE, -1, 0, 1)
+    with pytest.raises(ResourceExhausted):
+        await work.do(session, ref, "token", lambda *_: None)
+    assert [info.key async for info in objects.list("")] == ["merges/s/a.mov"]
+    objects.refused = "nothing"
+    outcome = await work.do(session, ref, "token", lambda *_: None)
+    assert {info.key async for info in objects.list("videos/")} == outcome.object_keys
+    await work.undo(outcome)
+    assert [info.key async for info in objects.list("")] == ["merges/s/a.mov"]
     scratch.close()
 
 

@@ -17,7 +17,21 @@ from services.common.state import Entry, owned_key
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import Retention, SessionCleaner
 from services.merge.controller import MergeController
-from services.merge.domain import Clip, Failure, JobKind, Outcome, Session, SessionState, Unit, UnitState, Video
+from services.merge.domain import (
+    Clip,
+    Failure,
+    JobKind,
+    Outcome,
+    Rendition,
+    Session,
+    SessionState,
+    Sidecars,
+    StoredFile,
+    Storyboard,
+    Unit,
+    UnitState,
+    Video,
+)
 from services.merge.jobs import MergeJob
 from services.merge.planner import ClipUpload
 from services.merge.ports import Begun
@@ -29,7 +43,9 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WEEK, MONTH = timedelta(days=7), timedelta(days=30)
 ID = "5e551011-0000-4000-8000-000000000000"
 KEY = owned_key("alice", ID)
-WINNER, LOSER = f"videos/{ID}/winner.mp4", f"videos/{ID}/loser.mp4"
+WINNER, LOSER = f"videos/{ID}/winner/video.mp4", f"videos/{ID}/loser/video.mp4"
+BESIDE = tuple(StoredFile(f"videos/{ID}/winner/{name}", 1, "") for name in ("poster0.jpg", "sheet.jpg", "hls.mp4"))
+SIDECARS = Sidecars(BESIDE[:1], Storyboard(BESIDE[1], 160, 90, 1, (0,)), Rendition(BESIDE[2], (0,), (0,)))
 
 
 class FakeUploads:
@@ -142,7 +158,13 @@ def uploaded_session() -> Session:
 
 def merged_session() -> Session:
     done = [
-        Unit(kind, clip, NOW, state=UnitState.DONE, outcome=Outcome(object_key=key, frames=(30,)))
+        Unit(
+            kind,
+            clip,
+            NOW,
+            state=UnitState.DONE,
+            outcome=Outcome(object_key=key, frames=(30,), sidecars=SIDECARS if key == WINNER else None),
+        )
         for kind, clip, key in (
             (JobKind.PROBE, 0, ""),
             (JobKind.PROBE, 1, ""),
@@ -166,7 +188,15 @@ def house(tmp_path: Path) -> House:
 
 
 async def test_a_completed_sessions_clips_go_after_the_retention_and_its_video_stays(house: House) -> None:
-    await house.put(WINNER, LOSER, f"merges/{ID}/a.mov", f"videos/{ID}-other/x.mp4")
+    beside = [file.object_key for file in BESIDE]
+    await house.put(
+        WINNER,
+        *beside,
+        LOSER,
+        LOSER.replace("video.mp4", "hls.mp4"),
+        f"merges/{ID}/a.mov",
+        f"videos/{ID}-other/x.mp4",
+    )
     await house.sessions.create(KEY, merged_session())
     await house.controller.reconcile(KEY)
     house.now += WEEK - timedelta(seconds=1)
@@ -175,8 +205,10 @@ async def test_a_completed_sessions_clips_go_after_the_retention_and_its_video_s
     house.now += timedelta(seconds=1)
     await house.controller.reconcile(KEY)
     assert house.uploads.discarded == ["upload0", "upload1"]
-    assert await house.kept() == sorted([WINNER, f"videos/{ID}-other/x.mp4"]), "no loser's video stays"
-    assert await house.videos.get(video_id(ID)) is not None
+    assert await house.kept() == sorted([WINNER, *beside, f"videos/{ID}-other/x.mp4"]), "no loser's video stays"
+    entry = await house.videos.get(video_id(ID))
+    assert entry is not None
+    assert entry.value.sidecars == SIDECARS
     house.now += MONTH
     assert await house.session() is None, "its record goes by itself"
 
