@@ -139,8 +139,8 @@ class Sidecars:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a unit made. A probe fills ``clip``; the others the object, whose ``frames`` are one number for
-    each clip in it; a merge also ``sidecars``, unless they could not be made. ``copied``: its video was not encoded
-    anew."""
+    each clip in it; a merge also ``sidecars``, unless they could not be made. ``copied``: its video was not
+    encoded anew."""
 
     clip: ClipInfo | None = None
     object_key: str = ""
