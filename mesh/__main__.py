@@ -1,4 +1,4 @@
-"""The command line: ``mesh up``, ``mesh demo``, ``mesh token``."""
+"""The command line: ``mesh up``, ``mesh demo``, ``mesh token``, ``mesh jobs``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+jobs = typer.Typer(
+    help="Jobs that failed for good: list them, have one tried again, or drop it.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(jobs, name="jobs")
+
 State = Annotated[Path, typer.Option(help="Where data, keys and logs of this mesh are kept.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="The gateway's port.", show_default="8080")]
 Workers = Annotated[
@@ -34,6 +41,8 @@ FreePorts = Annotated[
 ]
 
 S3 = Annotated[bool, typer.Option("--s3", help="Keep bytes in an S3 server (started too), not in a directory.")]
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or enough of its beginning.")]
 
 DEFAULT_STATE = Path(".mesh")
 
@@ -109,6 +118,38 @@ def token(
     except OSError as error:
         _fail(MeshError(f"no keys in {state / 'keys'}: {error.strerror}"))
     typer.echo(ring.player_token(user, scopes=scope or ALL_SCOPES))
+
+
+@jobs.command("dead")
+def jobs_dead(state: State = DEFAULT_STATE) -> None:
+    """List the dead jobs, the latest last: id, kind, owner, session, when and why.
+
+    A job is dead when its input was refused or all its attempts failed; it is kept for 30 days. Asks the broker of
+    the mesh that runs on --state.
+    """
+    from mesh import jobs as commands
+
+    _run(commands.dead(state))
+
+
+@jobs.command("retry")
+def jobs_retry(id: JobId, state: State = DEFAULT_STATE) -> None:
+    """Have the session of a dead job tried again: what failed gets its next attempt, what is done is kept.
+
+    Also for input that was refused for good, which a player cannot retry: after a fix it may be taken. The session
+    must still be failed and its clips be there (7 days by default).
+    """
+    from mesh import jobs as commands
+
+    _run(commands.retry(state, id))
+
+
+@jobs.command("drop")
+def jobs_drop(id: JobId, state: State = DEFAULT_STATE) -> None:
+    """Remove a dead job from the list. Its session stays as it is: failed, and open to a retry by its player."""
+    from mesh import jobs as commands
+
+    _run(commands.drop(state, id))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> bool:

@@ -6,9 +6,10 @@ a job is fenced by its claim token in the state store, not by the queue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
@@ -92,3 +93,25 @@ class JobQueue(Protocol):
 
     async def bury(self, job: Job, reason: str) -> None:
         """Keeps a job that failed for good among the dead, with its reason (one line)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadJob:
+    """A job that failed for good, why (one line) and when it was buried. ``sequence``: its place in the list."""
+
+    id: str
+    kind: str
+    payload: bytes
+    reason: str
+    buried_at: datetime
+    sequence: int
+
+
+class DeadJobs(Protocol):
+    """The jobs that :meth:`JobQueue.bury` keeps. Methods raise Unavailable when the broker does not answer."""
+
+    def list(self) -> AsyncGenerator[DeadJob, None]:
+        """All of them, the one that was buried first at first."""
+
+    async def remove(self, job: DeadJob) -> None:
+        """Forgets one; one that is not there is no error."""

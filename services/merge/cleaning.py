@@ -92,18 +92,26 @@ class SessionCleaner:
             await self._videos.delete(entry.key, entry.revision)
 
     def _closed(self, session: Session) -> Session:
-        """From now on it cannot be retried."""
-        if not self.due(session) or session.failure is None or not session.failure.retry_available:
+        """Its jobs are buried, and once its files may go it cannot be retried."""
+        if session.state is not SessionState.FAILED or session.failure is None:
             return session
-        return replace(session, failure=replace(session.failure, retry_available=False))
+        may_retry = session.failure.retry_available and not self.due(session)
+        closed = replace(session.failure, retry_available=may_retry, buried=True)
+        return session if closed == session.failure else replace(session, failure=closed)
 
     async def _bury_or_drop(self, session: Session) -> None:
+        failure = session.failure if session.state is SessionState.FAILED else None
         for unit in session.units:
             job = job_for(session, unit, self._encode)
             if unit.state in (UnitState.QUEUED, UnitState.CLAIMED):
                 await self._queue.drop(job)
-            elif unit.state is UnitState.FAILED and session.state is SessionState.FAILED:
+            # Once: an operator may have dropped it from the dead since.
+            if failure is None or failure.buried or unit.state is UnitState.DONE:
+                continue
+            if unit.state is UnitState.FAILED:
                 await self._queue.bury(job, f"{unit.error_type}: {unit.error_message}")
+            elif failure.error_type.endswith("_timeout"):
+                await self._queue.bury(job, f"{failure.error_type}: {failure.message}")
 
     async def _remove_files(self, session: Session) -> None:
         for clip in session.clips:

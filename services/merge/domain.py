@@ -211,13 +211,14 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a session failed. ``clip_index`` is -1 when no clip is at fault."""
+    """Why a session failed. ``clip_index`` is -1 when no clip is at fault, ``buried`` once its jobs are dead."""
 
     error_type: str
     message: str
     failed_at: datetime | None
     retry_available: bool
     clip_index: int = WHOLE_SESSION
+    buried: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -10,6 +11,7 @@ from nats.aio.client import Client
 
 from services.common.adapters.jetstream import connect
 from services.common.adapters.jetstream_changes import JetStreamChangeFeed
+from services.common.adapters.jetstream_dead import JetStreamDeadJobs
 from services.common.adapters.jetstream_jobs import JetStreamJobQueue
 from services.common.adapters.jetstream_state import JetStreamStateStore
 from services.common.adapters.nats_progress import NatsProgressBus
@@ -28,6 +30,7 @@ from services.merge.board import ProgressBoard
 from services.merge.cleaning import Retention, SessionCleaner
 from services.merge.config import MergeSettings
 from services.merge.controller import MergeController
+from services.merge.dead import DeadLetters
 from services.merge.deadlines import Deadlines
 from services.merge.domain import Session, Video
 from services.merge.jobs import KINDS, MergeJob
@@ -94,9 +97,7 @@ async def build_controller(
             objects,
             clock=clock,
             encode=JOBS.encode,
-            retention=Retention(
-                timedelta(days=settings.clip_retention_days), timedelta(days=settings.session_retention_days)
-            ),
+            retention=_retention(settings),
         )
         controller = MergeController(
             sessions,
@@ -193,6 +194,30 @@ async def build_worker(
             verifier=TokenVerifier.from_settings(settings, NAME),
         )
         yield App(server, (worker.run,))
+
+
+@asynccontextmanager
+async def open_dead_letters(nats_url: str, *, within: float) -> AsyncIterator[DeadLetters]:
+    """The dead jobs of the mesh whose broker this is, for the operator. Raises TimeoutError when the broker does
+    not answer ``within`` so many seconds."""
+    settings = MergeSettings(nats_url=nats_url)
+    async with AsyncExitStack() as stack:
+        async with asyncio.timeout(within):
+            nats = await connect(nats_url, "mesh-jobs")
+        stack.push_async_callback(nats.close)
+        yield DeadLetters(
+            JetStreamStateStore(nats, "merges", SESSIONS, replicas=settings.nats_replicas),
+            JetStreamDeadJobs(nats),
+            NatsProgressBus(nats),
+            clock=utc_now,
+            decode=JOBS.decode,
+            timing=Timing(settings.upload_timeout_seconds, settings.processing_timeout_seconds),
+            retention=_retention(settings),
+        )
+
+
+def _retention(settings: MergeSettings) -> Retention:
+    return Retention(timedelta(days=settings.clip_retention_days), timedelta(days=settings.session_retention_days))
 
 
 async def _connected(stack: AsyncExitStack, settings: MergeSettings, name: str) -> Client:

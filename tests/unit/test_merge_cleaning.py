@@ -217,7 +217,9 @@ async def test_a_failed_session_can_be_retried_until_its_clips_go_and_not_while_
     await house.sessions.create(KEY, failed_session())
     house.now += WEEK - timedelta(seconds=1)
     await house.controller.reconcile(KEY)
-    assert (await house.merges.get("alice", ID)).session.failure == failed_session().failure
+    failure = (await house.merges.get("alice", ID)).session.failure
+    assert failure is not None
+    assert failure.retry_available
     house.now += timedelta(seconds=1)
     refused: list[FailedPrecondition] = []
 
@@ -292,6 +294,7 @@ async def test_a_sweep_leaves_ended_sessions_alone_until_they_are_due(house: Hou
     session = await house.session()
     assert session is not None
     assert session.cleaned
+    assert len(house.queue.dead) == 1, "nor again when its files go: an operator may have dropped it"
 
 
 async def test_a_session_whose_uploads_are_refused_for_good_is_forgotten(house: House) -> None:
