@@ -23,7 +23,7 @@ up: $(STAMP) ## run the mesh until Ctrl-C
 test: $(STAMP) ## all tests that need nothing but PyPI
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --ignore tests/system
 
-test-system: $(STAMP) ## real clients, the virus scanner and a hundred kills; installs Debian and npm packages (root)
+test-system: $(STAMP) ## real clients, the virus scanner, Chromium and a hundred kills; installs Debian and npm packages (root)
 	@tests/system/packages.sh
 	CHAOS=full $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system tests/chaos
 
