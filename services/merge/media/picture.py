@@ -20,14 +20,14 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
-from services.merge.media.orientation import Orientation, orientation
+from services.merge.media.orientation import orientation
 from services.merge.timeline import FPS, Canvas
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 SD_LINES = 576
 HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "smpte2084", ColorTrc.ARIB_STD_B67: "arib-std-b67"}
 
-_Kind = tuple[int, int, str, Orientation, int, int, int, int, bool]
+_Kind = tuple[int, int, str, float, int, int, int, int, bool]
 
 
 class Fitter:
@@ -45,7 +45,7 @@ class Fitter:
             frame.width,
             frame.height,
             frame.format.name,
-            orientation(frame),
+            frame.rotation,  # the side data would tie each frame into a cycle: 200 MB until it is found
             frame.colorspace,
             frame.color_range,
             frame.color_trc,
