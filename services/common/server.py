@@ -50,6 +50,7 @@ class GrpcServer:
         self._listen = listen
         self._reflection = settings.reflection
         self._services: list[str] = []
+        self._traits: list[str] = []
         self._interceptor = ServiceInterceptor(name, verifier, scopes or {}, deserializers or {})
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
@@ -60,9 +61,13 @@ class GrpcServer:
         register(servicer, self._server)
         self._services.append(service)
 
+    def also_healthy(self, trait: str) -> None:
+        """Lets health checks ask for something else that holds while this server serves."""
+        self._traits.append(trait)
+
     async def start(self) -> None:
         """Listens; :attr:`port` tells where. Not serving until :meth:`set_serving`. Raises OSError."""
-        for service in ("", *self._services):
+        for service in ("", *self._services, *self._traits):
             await self._set(service, serving=False)
         if self._reflection:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -75,7 +80,7 @@ class GrpcServer:
 
     async def set_serving(self, ok: bool) -> None:
         """Tells health checks, of the server and of each service, whether calls are welcome."""
-        for service in ("", *self._services):
+        for service in ("", *self._services, *self._traits):
             await self._set(service, serving=ok)
 
     async def _set(self, service: str, *, serving: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,6 +17,10 @@ class MergeSettings(CommonSettings):
     worker_listen: str = Field("127.0.0.1:0", description="where a worker answers health checks (port 0: any)")
     worker_jobs: int = Field(1, ge=1, le=64, description="jobs a worker does at once")
     worker_threads: int = Field(1, ge=1, le=64, description="threads of each decoder and encoder")
+    worker_sandbox: Literal["required", "if_possible"] = Field(
+        "required",
+        description="if_possible: a worker also starts on a kernel without Landlock or seccomp, and says so",
+    )
     worker_scratch_dir: Path | None = Field(None, description="scratch folder; default <data_dir>/scratch")
 
     job_ack_wait_seconds: float = Field(

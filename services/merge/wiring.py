@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -34,6 +35,7 @@ from services.merge.dead import DeadLetters
 from services.merge.deadlines import Deadlines
 from services.merge.domain import Session, Video
 from services.merge.jobs import KINDS, MergeJob
+from services.merge.media import sandbox
 from services.merge.media.limits import Limits
 from services.merge.media.runner import MediaRunner
 from services.merge.ports import Media, Uploads
@@ -46,7 +48,12 @@ from services.merge.worker import MergeWorker
 from twotruths.merge.v1 import merge_service_pb2_grpc, record_pb2, video_service_pb2_grpc
 from twotruths.upload.v1 import record_pb2 as upload_record_pb2
 
+log = logging.getLogger(__name__)
+
 NAME = "merge"
+NO_SANDBOX = (
+    "the kernel has no {}, so media jobs cannot be closed in; TWOTRUTHS_WORKER_SANDBOX=if_possible allows it"
+)
 SESSIONS = RecordCodec(Session, record_pb2.MergeRecord, remember=2_000)  # an owner's are read at each change
 VIDEOS = RecordCodec(Video, record_pb2.VideoRecord)
 JOBS = RecordCodec(MergeJob, record_pb2.JobMessage)
@@ -165,7 +172,13 @@ async def build_controller(
 async def build_worker(
     settings: MergeSettings, *, media: Media | None = None, clock: Clock = utc_now
 ) -> AsyncIterator[App]:
-    """The process that does the jobs; its server answers health checks alone."""
+    """The process that does the jobs; its server answers health checks alone: of itself, and as "sandbox" whether
+    its jobs are closed in. Raises OSError if they would not be, unless the settings allow it."""
+    lacking = sandbox.missing()
+    if lacking and settings.worker_sandbox == "required":
+        raise OSError(NO_SANDBOX.format(" and no ".join(lacking)))
+    if lacking:
+        log.warning("media jobs run in a sandbox with gaps: the kernel has no %s", " and no ".join(lacking))
     async with AsyncExitStack() as stack:
         nats = await _connected(stack, settings, "merge-worker")
         scratch = Scratch(settings.scratch_dir)
@@ -175,6 +188,7 @@ async def build_worker(
             cpu_seconds=int(settings.job_seconds * settings.worker_threads),
             wall_seconds=settings.job_seconds,
             max_clip_seconds=settings.max_clip_seconds,
+            locked=settings.worker_sandbox == "required",
         )
         runner = media or MediaRunner(limits, settings.worker_threads, even_loudness=settings.merge_even_loudness)
         objects = await stack.enter_async_context(open_objects(settings))
@@ -193,6 +207,8 @@ async def build_worker(
             listen=settings.worker_listen,
             verifier=TokenVerifier.from_settings(settings, NAME),
         )
+        if not lacking:
+            server.also_healthy("sandbox")
         yield App(server, (worker.run,))
 
 

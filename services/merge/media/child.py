@@ -1,8 +1,8 @@
 """The process that reads hostile bytes: one job, then it ends. Run by the runner, never imported by it.
 
-Order matters: the job is read and its files are opened while everything is allowed, then the lock closes,
-and only then a byte of a source is looked at. The real stdout is kept aside for the protocol: whatever a
-library prints goes to stderr.
+Order matters: the job is read and its files are opened while everything is allowed, a canary loads what is loaded
+on first use, then the lock closes, and only then a byte of a source is looked at. The real stdout is kept aside
+for the protocol: whatever a library prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import traceback
 from contextlib import ExitStack
 
-from services.merge.media import merge, normalise, probe, sidecars
+from services.merge.media import canary, merge, normalise, probe, sidecars
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import open_source, open_target
 from services.merge.media.protocol import Job, Result, error_line, progress_line, result_line
@@ -56,19 +56,20 @@ def main() -> int:
 def _run(job: Job, channel: Channel) -> Result:
     with ExitStack() as files:
         sources = [Source(files.enter_context(open_source(path)), job.limits, job.threads) for path in job.sources]
+        canary.sing()
         if job.kind == "probe":
-            lock_down(job.limits)
+            lock_down(job.limits, job.parent)
             return probe.probe(sources[0])
         if job.kind == "sidecars":
             targets = [files.enter_context(open_target(path)) for path in job.targets]
-            lock_down(job.limits)
+            lock_down(job.limits, job.parent)
             return sidecars.make_sidecars(sources[0], targets, job.frames)
         target = files.enter_context(open_target(job.target))
         if job.kind == "normalise":
-            lock_down(job.limits)
+            lock_down(job.limits, job.parent)
             return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report)
         moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
-        lock_down(job.limits)
+        lock_down(job.limits, job.parent)
         join = merge.copy if job.kind == "copy" else merge.merge
         return join(
             sources,

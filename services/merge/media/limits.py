@@ -14,7 +14,8 @@ from services.merge.timeline import FPS
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``memory_bytes`` is address space; ``max_pixels`` is width times height of one picture as coded."""
+    """``memory_bytes`` is address space; ``max_pixels`` is width times height of one picture as coded.
+    Unless ``locked``, a job may also run where the kernel lacks what :mod:`sandbox` closes."""
 
     memory_bytes: int = 2 << 30
     cpu_seconds: int = 300
@@ -23,6 +24,7 @@ class Limits:
     max_clip_seconds: float = 60.0
     max_pixels: int = 4096 * 2304
     max_streams: int = 8
+    locked: bool = True
 
     @property
     def max_frames(self) -> int:
