@@ -92,12 +92,16 @@ class SessionCleaner:
             await self._videos.delete(entry.key, entry.revision)
 
     def _closed(self, session: Session) -> Session:
-        """Its jobs are buried, and once its files may go it cannot be retried."""
+        """Its jobs are buried; once its files may go it cannot be retried, nor a clip of it replaced."""
         if session.state is not SessionState.FAILED or session.failure is None:
             return session
-        may_retry = session.failure.retry_available and not self.due(session)
-        closed = replace(session.failure, retry_available=may_retry, buried=True)
-        return session if closed == session.failure else replace(session, failure=closed)
+        due = self.due(session)
+        failure = replace(
+            session.failure, retry_available=session.failure.retry_available and not due, buried=True
+        )
+        if failure == session.failure and session.closed == due:
+            return session
+        return replace(session, failure=failure, closed=due)
 
     async def _bury_or_drop(self, session: Session) -> None:
         failure = session.failure if session.state is SessionState.FAILED else None
@@ -114,8 +118,9 @@ class SessionCleaner:
                 await self._queue.bury(job, f"{failure.error_type}: {failure.message}")
 
     async def _remove_files(self, session: Session) -> None:
-        for clip in session.clips:
-            await self._uploads.discard(session.owner, clip.upload_id)
+        replaced = (*(clip.upload_id for clip in session.replacements), *session.superseded)
+        for id_ in (*(clip.upload_id for clip in session.clips), *replaced):
+            await self._uploads.discard(session.owner, id_)
         outcome = session.done(JobKind.MERGE) if session.state is SessionState.COMPLETED else None
         if outcome is None:
             await self.withdraw_video(session)

@@ -38,6 +38,7 @@ from services.merge.domain import JobKind, Session, SessionState, Video
 from services.merge.jobs import MergeJob, job_for
 from services.merge.planner import ClipUpload, plan, seconds_until_retry
 from services.merge.ports import Sessions, Uploads, Videos
+from services.merge.replacement import ClipReplacer
 from services.merge.service import KIND, Timing, missing_uploads
 from services.merge.transitions import complete
 from services.merge.videos import video_id
@@ -84,6 +85,7 @@ class MergeController:
         self._timing = timing or Timing()
         self._deadlines = deadlines or Deadlines()
         self._sweep_seconds = sweep_seconds
+        self._replacer = ClipReplacer(sessions, uploads, clock=clock, upload_seconds=self._timing.upload_seconds)
         self._admission = Admission(sessions, queue, encode=encode, per_owner=jobs_per_owner)
         self._asked: dict[str, int] = {}  # in which sweep the upload service was last asked for a session
         self._sweeps = 0
@@ -150,7 +152,8 @@ class MergeController:
 
     def _wants_something(self, session: Session) -> bool:
         """An ended session that waits for its retention to pass does not: there may be a week's worth of them."""
-        return session.state is SessionState.ACTIVE or self._cleaner.due(session)
+        unsettled = bool(session.replacements or session.superseded)
+        return session.state is SessionState.ACTIVE or unsettled or self._cleaner.due(session)
 
     async def listen(self) -> None:
         """Keeps the progress board, for ever."""
@@ -179,6 +182,8 @@ class MergeController:
             return None
         session, uploads = entry.value, dict[str, ClipUpload]()
         away = False
+        if session.replacements or session.superseded:
+            session = await self._replacer.settle(key, session)
         if session.state is SessionState.ACTIVE:
             if not session.uploads_ready and not await self._make_uploads(entry):
                 return None

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     MERGE_FAILED = "MERGE_FAILED"
     MERGE_CANCELLED = "MERGE_CANCELLED"
     VIDEO_IN_USE = "VIDEO_IN_USE"
+    CLIPS_GONE = "CLIPS_GONE"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"  # noqa: S105  the name of a refusal, not a secret
 
 
@@ -171,6 +172,12 @@ class UnitRef:
     generation: int
     attempt: int
 
+    @property
+    def name(self) -> str:
+        """The unit's name in progress hints: what was heard of a replaced clip says nothing of its successor."""
+        name = unit_name(self.kind, self.clip_index)
+        return f"{name}-{self.generation}" if self.generation else name
+
     def job_id(self, session_id: str) -> str:
         """``<session>-<unit>-<generation>-<attempt>``: each attempt is a job of its own, so a retry is never
         refused for its predecessor that nobody acknowledged yet."""
@@ -206,7 +213,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        return unit_name(self.kind, self.clip_index)
+        return self.ref.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +256,9 @@ class Session:
     retry_request_id: str = ""
     canvas_given: bool = False
     copy_refused: str = ""
+    replacements: tuple[Clip, ...] = ()
+    superseded: tuple[str, ...] = ()
+    closed: bool = False
 
     def unit(self, kind: JobKind, clip_index: int = WHOLE_SESSION) -> Unit | None:
         """The unit of this kind for the clip as it is now (of its current generation), or None."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from services.common.state import StateStore
-from services.merge.domain import Session, Video
+from services.merge.domain import Clip, Session, Video
 from services.merge.planner import ClipUpload
 from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality, SidecarFiles
 
@@ -35,6 +35,10 @@ class Uploads(Protocol):
     async def batch_initiate(self, session: Session) -> Begun:
         """Makes the session's uploads, or finds them made. Raises InvalidArgument when
         one is refused (violations name ``clips[i].…``) and AlreadyExists when an id means another upload."""
+
+    async def initiate_clip(self, session: Session, clip: Clip) -> Begun:
+        """Makes the upload of a clip that is to take another's place, or finds it made. Raises InvalidArgument,
+        ResourceExhausted (the owner's quota) and AlreadyExists when the id means another upload."""
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
         """The upload as it is, None when there is none (any more)."""

@@ -68,15 +68,17 @@ def new_session(owner: str, asked: NewSession, now: datetime, wait: timedelta) -
 
 
 def check_durations(clips: Sequence[NewClip], most: float) -> None:
-    """Raises InvalidArgument (CLIP_TOO_LONG) when a promised duration could never be accepted; a second is given,
-    since phones round."""
+    """:func:`check_duration` of each clip of a session."""
     for i, clip in enumerate(clips):
-        if clip.duration > most + 1:
-            raise InvalidArgument.field(
-                f"video_durations[{i}]",
-                f"a clip may be {most:g} seconds long at most",
-                reason=Reason.CLIP_TOO_LONG,
-            )
+        check_duration(f"video_durations[{i}]", clip, most)
+
+
+def check_duration(field: str, clip: NewClip, most: float) -> None:
+    """Raises InvalidArgument (CLIP_TOO_LONG) when the promised duration could never be accepted; a second more is
+    let through, since phones round."""
+    if clip.duration > most + 1:
+        text = f"a clip may be {most:g} seconds long at most"
+        raise InvalidArgument.field(field, text, reason=Reason.CLIP_TOO_LONG)
 
 
 def in_the_callers_names(refused: InvalidArgument) -> InvalidArgument:

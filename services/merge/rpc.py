@@ -12,7 +12,7 @@ from services.common import context, ratelimits
 from services.common.errors import FieldViolation, InvalidArgument, Unimplemented
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
-from services.merge.domain import JobKind, Reason, Session
+from services.merge.domain import Clip, JobKind, Reason, Session
 from services.merge.messages import chapter_message, preset_message, segment_message, storyboard_urls
 from services.merge.planner import ClipUpload
 from services.merge.presets import PRESETS
@@ -115,8 +115,19 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
     ) -> merge_service_pb2.ListCompressionPresetsResponse:
         return merge_service_pb2.ListCompressionPresetsResponse(presets=[preset_message(p) for p in PRESETS])
 
-    async def ReplaceClip(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
-        raise Unimplemented("ReplaceClip is not served yet")
+    async def ReplaceClip(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.ReplaceClipRequest, rpc: Rpc
+    ) -> merge_service_pb2.ReplaceClipResponse:
+        new = NewClip(request.filename, request.file_size, _seconds(request.duration_seconds), request.mime_type)
+        clip, begun = await self._sessions.replace_clip(
+            context.owner(request.owner),
+            request.merge_session_id,
+            request.video_index,
+            new,
+            request_id=request.request_id,
+        )
+        ratelimits.tell(rpc, begun.rate_limits)
+        return merge_service_pb2.ReplaceClipResponse(upload_session=_upload_session(clip, begun.uploads[0]))
 
     async def GetProcessingHealth(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
         raise Unimplemented("GetProcessingHealth is not served yet")
@@ -142,11 +153,28 @@ def _new_clips(request: merge_service_pb2.InitiateMergeRequest) -> list[NewClip]
     durations = list(request.video_durations) or [0.0] * count
     types = list(request.video_mime_types) or ["video/mp4"] * count
     return [
-        NewClip(name, size, duration / 1000 if duration > _MILLISECONDS_ABOVE else duration, type_)
+        NewClip(name, size, _seconds(duration), type_)
         for name, size, duration, type_ in zip(
             request.video_filenames, request.video_file_sizes, durations, types, strict=True
         )
     ]
+
+
+def _seconds(duration: float) -> float:
+    return duration / 1000 if duration > _MILLISECONDS_ABOVE else duration
+
+
+def _upload_session(clip: Clip, upload: ClipUpload) -> merge_service_pb2.UploadSession:
+    return merge_service_pb2.UploadSession(
+        video_index=clip.index,
+        session_id=clip.upload_id,
+        filename=clip.filename,
+        file_size=clip.size,
+        duration_seconds=clip.promised_duration,
+        upload_url=f"/api/v1/challenge-videos/upload/{clip.upload_id}/chunk",
+        chunk_size=upload.chunk_size,
+        total_chunks=upload.total_chunks,
+    )
 
 
 def _initiated(session: Session, uploads: Any) -> merge_service_pb2.InitiateMergeResponse:
@@ -154,19 +182,7 @@ def _initiated(session: Session, uploads: Any) -> merge_service_pb2.InitiateMerg
     longest = max(clip.promised_duration for clip in session.clips)
     return merge_service_pb2.InitiateMergeResponse(
         merge_session_id=session.id,
-        upload_sessions=[
-            merge_service_pb2.UploadSession(
-                video_index=clip.index,
-                session_id=clip.upload_id,
-                filename=clip.filename,
-                file_size=clip.size,
-                duration_seconds=clip.promised_duration,
-                upload_url=f"/api/v1/challenge-videos/upload/{clip.upload_id}/chunk",
-                chunk_size=by_id[clip.upload_id].chunk_size,
-                total_chunks=by_id[clip.upload_id].total_chunks,
-            )
-            for clip in session.clips
-        ],
+        upload_sessions=[_upload_session(clip, by_id[clip.upload_id]) for clip in session.clips],
         total_videos=len(session.clips),
         total_duration_seconds=sum(clip.promised_duration for clip in session.clips),
         total_file_size_bytes=sum(clip.size for clip in session.clips),

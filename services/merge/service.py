@@ -25,12 +25,15 @@ from services.common.errors import (
 from services.common.progress import Progress, ProgressBus
 from services.common.state import Entry, RevisionConflict, mutate, owned_key, owner_prefix
 from services.merge.board import ProgressBoard
-from services.merge.domain import Reason, Session, SessionState
+from services.merge.domain import Clip, Reason, Session, SessionState
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun, Sessions, Uploads
+from services.merge.replacement import ClipReplacer
 from services.merge.requests import (
+    NewClip,
     NewSession,
     Place,
+    check_duration,
     check_durations,
     in_the_callers_names,
     new_session,
@@ -76,6 +79,7 @@ class MergeSessions:
         self._clock = clock
         self._max_clip_seconds = max_clip_seconds
         self._timing = timing or Timing()
+        self._replacer = ClipReplacer(sessions, uploads, clock=clock, upload_seconds=self._timing.upload_seconds)
 
     async def initiate(self, owner: str, asked: NewSession) -> tuple[Session, Begun]:
         """Makes a session and its uploads, or finds those made under the same ``request_id``.
@@ -194,7 +198,7 @@ class MergeSessions:
                 return session
             if session.failure is None or session.state is not SessionState.FAILED:
                 raise FailedPrecondition("the session has not failed", reason=Reason.RETRY_NOT_AVAILABLE)
-            if not session.failure.retry_available:
+            if session.closed or not session.failure.retry_available:
                 raise FailedPrecondition(
                     f"trying again cannot help: {session.failure.message}", reason=Reason.RETRY_NOT_AVAILABLE
                 )
@@ -217,6 +221,15 @@ class MergeSessions:
             return cancel(session, now)
 
         return await self._change(owner, session_id, given_up)
+
+    async def replace_clip(
+        self, owner: str, session_id: str, index: int, new: NewClip, *, request_id: str = ""
+    ) -> tuple[Clip, Begun]:
+        """Records one statement anew: :meth:`ClipReplacer.replace`, which says what it raises."""
+        check_duration("duration_seconds", new, self._max_clip_seconds)
+        replaced = await self._replacer.replace(owner, session_id, index, new, request_id)
+        await self._progress.publish(Progress(KIND, session_id))
+        return replaced
 
     async def _change(self, owner: str, session_id: str, change: Callable[[Session], Session]) -> SessionView:
         entry = await mutate(self._sessions, owned_key(owner, session_id), change)

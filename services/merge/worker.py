@@ -21,7 +21,7 @@ from services.common.errors import ServiceError, Unavailable
 from services.common.jobs import Delivery, JobQueue
 from services.common.progress import Progress, ProgressBus
 from services.common.state import mutate, owned_key
-from services.merge.domain import Outcome, Session, StaleClaim, UnitRef, unit_name
+from services.merge.domain import Outcome, Session, StaleClaim, UnitRef
 from services.merge.jobs import KINDS, MergeJob
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.ports import OnProgress, Sessions
@@ -219,7 +219,7 @@ class _Task:
 
     @property
     def unit(self) -> str:
-        return unit_name(self.job.kind, self.job.clip_index)
+        return self.ref.name
 
 
 class _ClaimLost(Exception):

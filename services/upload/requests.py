@@ -103,13 +103,25 @@ def _id(owner: str, request_id: str) -> str:
 
 
 def new_clips(
-    owner: str, merge_session_id: str, clips: Sequence[NewClip], *, now: datetime, expiry: timedelta
+    owner: str,
+    merge_session_id: str,
+    clips: Sequence[NewClip],
+    sibling_ids: Sequence[str] = (),
+    *,
+    now: datetime,
+    expiry: timedelta,
 ) -> list[Upload]:
-    """The records of a merge session's uploads, each naming all. Raises InvalidArgument when two have one id."""
+    """The records of a merge session's uploads, each naming all; of some of them, when ``sibling_ids`` are all:
+    whether such a request came before does not depend on the others, which may be replaced in turn. Raises
+    InvalidArgument when two have one id, or one is not among its siblings."""
     ids = tuple(canonical_id(clip.id, f"clips[{index}].session_id") for index, clip in enumerate(clips))
     for index, id_ in enumerate(ids):
         if id_ in ids[:index]:
             raise InvalidArgument.field(f"clips[{index}].session_id", "must differ from the others")
+    siblings = tuple(canonical_id(id_, f"sibling_ids[{i}]") for i, id_ in enumerate(sibling_ids)) or ids
+    for index, id_ in enumerate(ids):
+        if id_ not in siblings:
+            raise InvalidArgument.field(f"clips[{index}].session_id", "must be one of sibling_ids")
     uploads = [
         Upload(
             id=ids[index],
@@ -120,15 +132,15 @@ def new_clips(
             chunk_size=0,
             purpose=UploadPurpose.MERGE_CLIP,
             merge_session_id=canonical_id(merge_session_id, "merge_session_id"),
-            video_index=index,
-            sibling_ids=ids,
+            video_index=siblings.index(ids[index]),
+            sibling_ids=() if sibling_ids else siblings,
             created_at=now,
             updated_at=now,
             expires_at=now + expiry,
         )
         for index, clip in enumerate(clips)
     ]
-    return [_fingerprinted(upload) for upload in uploads]
+    return [replace(_fingerprinted(upload), sibling_ids=siblings) for upload in uploads]
 
 
 def _fingerprinted(upload: Upload) -> Upload:

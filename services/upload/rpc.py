@@ -84,7 +84,9 @@ class UploadServicer(upload_service_pb2_grpc.UploadServiceServicer):
         self, request: pb.BatchInitiateUploadsRequest, context: Context
     ) -> pb.BatchInitiateUploadsResponse:
         clips = [NewClip(c.session_id, c.filename, c.file_size, c.mime_type) for c in request.clips]
-        views, left = await self._service.initiate_batch(request.owner, request.merge_session_id, clips)
+        views, left = await self._service.initiate_batch(
+            request.owner, request.merge_session_id, clips, request.sibling_ids
+        )
         ratelimits.tell(context, _rate_limits(left))
         return pb.BatchInitiateUploadsResponse(uploads=map(_upload, views))
 

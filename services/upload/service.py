@@ -115,12 +115,12 @@ class UploadService:
         return await self._records.view(replayed(made, asked)), left
 
     async def initiate_batch(
-        self, owner: str, merge_session_id: str, clips: Sequence[NewClip]
+        self, owner: str, merge_session_id: str, clips: Sequence[NewClip], sibling_ids: Sequence[str] = ()
     ) -> tuple[list[UploadView], Sequence[Allowance]]:
         """Makes the uploads of a merge session and tells how the owner's quotas stand, or answers those made
         before under the same ids: all or none."""
         context.require_service()
-        asked = new_clips(owner, merge_session_id, clips, now=self._clock(), expiry=self._expiry)
+        asked = new_clips(owner, merge_session_id, clips, sibling_ids, now=self._clock(), expiry=self._expiry)
         found = [await self._records.find(upload) for upload in asked]
         uploads = [
             settled(upload, self._policy.limits) if existing is None else replayed(existing, upload)

@@ -23,7 +23,7 @@ from services.common.lifecycle import App
 from services.common.status import remote_errors
 from services.merge import wiring
 from services.merge.config import MergeSettings
-from services.merge.domain import Session
+from services.merge.domain import Clip, Session
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
 from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip, Quality, SidecarFiles
@@ -58,6 +58,12 @@ class SteeredUploads:
             fresh = ClipUpload(clip.upload_id, UploadStatus.PENDING, chunk_size=1024, total_chunks=1)
             self.known.setdefault(clip.upload_id, fresh)
         return Begun([self.known[clip.upload_id] for clip in session.clips], self.rate_limits)
+
+    async def initiate_clip(self, session: Session, clip: Clip) -> Begun:
+        if self.refuse is not None:
+            raise self.refuse
+        fresh = ClipUpload(clip.upload_id, UploadStatus.PENDING, chunk_size=1024, total_chunks=1)
+        return Begun([self.known.setdefault(clip.upload_id, fresh)], self.rate_limits)
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
         return self.known.get(upload_id)

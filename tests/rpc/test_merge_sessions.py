@@ -357,16 +357,7 @@ async def test_a_finished_session_cannot_be_cancelled(world: World) -> None:
 
 async def test_only_what_a_later_issue_fills_is_unimplemented(world: World) -> None:
     alice = world.as_player("alice")
-    id_ = (await world.initiate()).merge_session_id
-    calls = (
-        world.merges.ReplaceClip(
-            merge_service_pb2.ReplaceClipRequest(
-                merge_session_id=id_, filename="a", file_size=1, mime_type="video/mp4"
-            ),
-            metadata=alice,
-        ),
-        world.merges.GetProcessingHealth(merge_service_pb2.GetProcessingHealthRequest(), metadata=alice),
-    )
+    calls = (world.merges.GetProcessingHealth(merge_service_pb2.GetProcessingHealthRequest(), metadata=alice),)
     for call in calls:
         assert isinstance(await refusal(call), Unimplemented)
 

@@ -145,3 +145,23 @@ async def test_only_a_service_takes_a_completed_clip_back(mesh: Mesh) -> None:
     await mesh.alice.complete(generic)
     with pytest.raises(FailedPrecondition):
         await mesh.merge.cancel(generic, owner="alice")
+
+
+async def test_a_clip_that_takes_anothers_place_is_made_alone_and_has_its_place(mesh: Mesh) -> None:
+    wanted, (new, stranger, *_) = clips(), clips()
+    await mesh.merge.batch(wanted)
+    siblings = [wanted[0].session_id, new.session_id, wanted[2].session_id]
+    (made,) = await mesh.merge.batch([new], siblings=siblings)
+    assert (made.session_id, made.video_index) == (new.session_id, 1)
+    # The others may be replaced in turn: the request is still the same.
+    assert [made] == await mesh.merge.batch([new], siblings=[stranger.session_id, *siblings[1:]])
+    other = pb.ClipUpload(session_id=new.session_id, filename="x.mp4", file_size=1, mime_type="video/mp4")
+    with pytest.raises(AlreadyExists):
+        await mesh.merge.batch([other], siblings=siblings)
+    with pytest.raises(InvalidArgument) as caught:
+        await mesh.merge.batch([stranger], siblings=siblings)
+    assert caught.value.violations[0].field == "clips[0].session_id"
+    for upload in (siblings[0], siblings[2], siblings[1]):
+        await mesh.alice.send(*chunk(upload, 0, FILE))
+        done = await mesh.alice.complete(upload)
+    assert done.ready_for_merge

@@ -78,8 +78,12 @@ class Caller:
         with service_errors():
             return (await self.stub.InitiateUpload(request, metadata=self.metadata)).upload
 
-    async def batch(self, clips: Sequence[pb.ClipUpload], owner: str = "alice") -> list[upload_pb2.Upload]:
-        request = pb.BatchInitiateUploadsRequest(owner=owner, merge_session_id=SESSION, clips=clips)
+    async def batch(
+        self, clips: Sequence[pb.ClipUpload], owner: str = "alice", siblings: Sequence[str] = ()
+    ) -> list[upload_pb2.Upload]:
+        request = pb.BatchInitiateUploadsRequest(
+            owner=owner, merge_session_id=SESSION, clips=clips, sibling_ids=siblings
+        )
         with service_errors():
             return list((await self.stub.BatchInitiateUploads(request, metadata=self.metadata)).uploads)
 

@@ -33,7 +33,7 @@ from services.merge.domain import (
     Video,
 )
 from services.merge.jobs import MergeJob
-from services.merge.planner import ClipUpload
+from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
 from services.merge.service import MergeSessions
 from services.merge.transitions import cancel, fail
@@ -60,6 +60,11 @@ class FakeUploads:
         if self.refusal is not None:
             raise self.refusal
         return Begun(())
+
+    async def initiate_clip(self, session: Session, clip: Clip) -> Begun:
+        if self.refusal is not None:
+            raise self.refusal
+        return Begun([ClipUpload(clip.upload_id, UploadStatus.PENDING)])
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
         return None

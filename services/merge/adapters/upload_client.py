@@ -10,7 +10,7 @@ import grpc
 from services.common import ratelimits
 from services.common.errors import FailedPrecondition, NotFound
 from services.common.status import remote_errors
-from services.merge.domain import Session
+from services.merge.domain import Clip, Session
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
 from twotruths.upload.v1 import upload_pb2, upload_service_pb2, upload_service_pb2_grpc
@@ -35,6 +35,26 @@ class UploadClient:
                 for c in session.clips
             ],
         )
+        return await self._begin(request)
+
+    async def initiate_clip(self, session: Session, clip: Clip) -> Begun:
+        siblings = [clip.upload_id if c.index == clip.index else c.upload_id for c in session.clips]
+        request = upload_service_pb2.BatchInitiateUploadsRequest(
+            owner=session.owner,
+            merge_session_id=session.id,
+            clips=[
+                upload_service_pb2.ClipUpload(
+                    session_id=clip.upload_id,
+                    filename=clip.filename,
+                    file_size=clip.size,
+                    mime_type=clip.mime_type,
+                )
+            ],
+            sibling_ids=siblings,
+        )
+        return await self._begin(request)
+
+    async def _begin(self, request: upload_service_pb2.BatchInitiateUploadsRequest) -> Begun:
         with remote_errors():
             call = self._stub.BatchInitiateUploads(request, timeout=_TIMEOUT_SECONDS)
             response = await call
