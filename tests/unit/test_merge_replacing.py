@@ -77,7 +77,8 @@ def test_the_other_clips_and_the_canvas_are_kept_and_only_that_clip_is_done_anew
     after = take_place(intend(before, NEW), "new1", LATER, NOW)
     assert after.clips[1] == replace(NEW, generation=1)
     assert (after.clips[0], after.clips[2], after.canvas) == (before.clips[0], before.clips[2], before.canvas)
-    assert after.done(JobKind.PROBE, 1) is after.done(JobKind.NORMALISE, 1) is after.unit(JobKind.MERGE) is None
+    gone = (after.unit(JobKind.PROBE, 1), after.unit(JobKind.NORMALISE, 1), after.unit(JobKind.MERGE))
+    assert gone == (None, None, None)
     assert after.done(JobKind.NORMALISE, 0) == before.done(JobKind.NORMALISE, 0)
     assert after.superseded == ("old1",)
     assert not after.all_uploaded
