@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar, cast
+from urllib.parse import urlencode
 
 import grpc
 from aiohttp import web
@@ -23,12 +25,15 @@ from services.common.status import from_rpc_error
 from services.gateway import callers, problems
 from services.gateway.callers import Metadata
 from services.gateway.config import GatewaySettings
-from twotruths.merge.v1.video_pb2 import Video
+from services.gateway.problems import Problem
+from twotruths.merge.v1.video_pb2 import StoredFile, Video
 from twotruths.merge.v1.video_service_pb2 import GetVideoRequest
 from twotruths.merge.v1.video_service_pb2_grpc import VideoServiceStub
 from twotruths.upload.v1.upload_pb2 import File
 from twotruths.upload.v1.upload_service_pb2 import GetFileRequest
 from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
+
+T = TypeVar("T", Video, File)
 
 _MAX_REMEMBERED = 4096
 _SIGNED = "signature"
@@ -63,9 +68,32 @@ class Access:
         self._signer = signer
         self._settings = settings
         self._clock = clock
-        self._remembered: OrderedDict[tuple[str, str], tuple[float, Readable]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, str], tuple[float, Video | File]] = OrderedDict()
 
     async def video(self, request: web.Request) -> Readable:
+        """The video's own file."""
+        video = await self.merged(request)
+        return _readable(video, f"{video.video_file_id}.mp4", video.created_at)
+
+    async def poster(self, request: web.Request) -> Readable:
+        """The picture of one of its statements."""
+        video, statement = await self.merged(request), int(request.match_info["statement"])
+        posters = video.sidecars.posters
+        if statement >= len(posters):
+            raise _no_sidecar()
+        return _beside(video, posters[statement], f"poster{statement}.jpg", "image/jpeg")
+
+    async def sheet(self, request: web.Request) -> Readable:
+        """The sheet of its storyboard."""
+        video = await self.merged(request, with_sidecars=True)
+        return _beside(video, video.sidecars.storyboard.file, "storyboard.jpg", "image/jpeg")
+
+    async def rendition(self, request: web.Request) -> Readable:
+        """The file that its HLS playlist is about."""
+        video = await self.merged(request, with_sidecars=True)
+        return _beside(video, video.sidecars.rendition.file, "hls.mp4", "video/mp4")
+
+    async def merged(self, request: web.Request, *, with_sidecars: bool = False) -> Video:
         """The video of a stream request: by the signature in its query, else by the player's token."""
         video_id = request.match_info["video_file_id"]
         if _SIGNED in request.query:
@@ -81,54 +109,79 @@ class Access:
         else:
             metadata = self._caller(request)
 
-        async def ask() -> Readable:
+        async def ask() -> Video:
             answer = await self._videos.GetVideo(
                 GetVideoRequest(video_file_id=video_id),
                 metadata=metadata,
                 timeout=self._settings.gateway_call_timeout_seconds,
             )
-            video = answer.video
-            return _readable(video, f"{video.video_file_id}.mp4", video.created_at)
+            return answer.video
 
-        return await self._remember((f"video/{video_id}", _digest(metadata)), ask)
+        video = await self._remember((f"video/{video_id}", _digest(metadata)), ask)
+        if with_sidecars and not video.HasField("sidecars"):
+            raise _no_sidecar()
+        return video
 
     async def file(self, request: web.Request) -> Readable:
         """The uploaded file of a request, by the player's token."""
         file_id, metadata = request.match_info["file_id"], self._caller(request)
 
-        async def ask() -> Readable:
+        async def ask() -> File:
             answer = await self._upload.GetFile(
                 GetFileRequest(file_id=file_id),
                 metadata=metadata,
                 timeout=self._settings.gateway_call_timeout_seconds,
             )
-            file = answer.file
-            return _readable(file, file.filename, file.completed_at)
+            return answer.file
 
-        return await self._remember((f"file/{file_id}", _digest(metadata)), ask)
+        file = await self._remember((f"file/{file_id}", _digest(metadata)), ask)
+        return _readable(file, file.filename, file.completed_at)
 
     def _caller(self, request: web.Request) -> Metadata:
         return callers.metadata(request, max_token=self._settings.gateway_max_token_bytes)
 
-    async def _remember(self, key: tuple[str, str], ask: Callable[[], Awaitable[Readable]]) -> Readable:
+    async def _remember(self, key: tuple[str, str], ask: Callable[[], Awaitable[T]]) -> T:
+        """``key`` begins with the kind of what is asked for, so what is remembered under it is a ``T``."""
         now = time.monotonic()
-        until, readable = self._remembered.get(key, (0.0, None))
-        if readable is not None and now < until:
-            return readable
+        until, known = self._remembered.get(key, (0.0, None))
+        if known is not None and now < until:
+            return cast(T, known)
         try:
-            readable = await ask()
+            found = await ask()
         except grpc.aio.AioRpcError as error:
             raise problems.from_error(from_rpc_error(error)) from error
-        self._remembered[key] = (now + self._settings.gateway_access_cache_seconds, readable)
+        self._remembered[key] = (now + self._settings.gateway_access_cache_seconds, found)
         self._remembered.move_to_end(key)
         while len(self._remembered) > _MAX_REMEMBERED:
             self._remembered.popitem(last=False)
-        return readable
+        return found
+
+
+def permission(request: web.Request) -> str:
+    """The query of a signed URL, with its question mark; empty for a request that has none."""
+    if _SIGNED not in request.query:
+        return ""
+    return "?" + urlencode({name: request.query.get(name, "") for name in ("expires", "key_id", _SIGNED)})
 
 
 def _digest(metadata: Metadata) -> str:
     """Tokens are not kept, only their digests."""
     return hashlib.sha256(repr(metadata).encode()).hexdigest()
+
+
+def _beside(video: Video, file: StoredFile, name: str, mime_type: str) -> Readable:
+    return Readable(
+        object_key=file.object_key,
+        size=file.size,
+        sha256=file.sha256,
+        mime_type=mime_type,
+        filename=f"{video.video_file_id}-{name}",
+        modified_at=datetime.fromtimestamp(video.created_at.seconds, UTC),
+    )
+
+
+def _no_sidecar() -> Problem:
+    return Problem(404, "SIDECAR_NOT_FOUND", "the video has nothing like this beside it")
 
 
 def _readable(stored: Video | File, filename: str, since: Timestamp) -> Readable:

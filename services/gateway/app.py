@@ -56,7 +56,13 @@ def create(
         router.add_post(url + "/{chunk_number}", chunks.post)
     access = Access(channels["upload"], channels["merge"], signer=signer, settings=settings, clock=clock)
     media = MediaRoutes(access, store)
-    router.add_get("/api/v1/media/stream/{video_file_id}", media.video)
+    video = "/api/v1/media/stream/{video_file_id}"
+    router.add_get(video, media.video)
+    router.add_get(video + "/posters/{statement:[0-9]{1,4}}.jpg", media.poster)
+    router.add_get(video + "/storyboard.jpg", media.sheet)
+    router.add_get(video + "/storyboard.vtt", media.storyboard)
+    router.add_get(video + "/hls.m3u8", media.playlist)
+    router.add_get(video + "/hls.mp4", media.rendition)
     router.add_get("/api/v1/files/{file_id}", media.file)
     appends = Appends(channels["upload"], settings)
     for url, routes in ((tus.URL, tus.TusRoutes(appends)), (rufh.URL, rufh.RufhRoutes(appends))):

@@ -100,12 +100,15 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
     }
 
 
-def _bytes(name: str, parameter: str, summary: str, *, signed: bool) -> dict[str, Any]:
-    parameters: list[dict[str, Any]] = [
-        {"name": parameter, "in": "path", "required": True, "schema": _ID},
-        {"name": "Range", "in": "header", "required": False, "schema": {"type": "string"}},
-        {"name": "download", "in": "query", "required": False, "schema": {"type": "string"}},
-    ]
+def _bytes(
+    name: str, parameter: str, summary: str, *, signed: bool, ranges: bool = True, kind: str = "*/*"
+) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [{"name": parameter, "in": "path", "required": True, "schema": _ID}]
+    if ranges:
+        parameters += [
+            {"name": "Range", "in": "header", "required": False, "schema": {"type": "string"}},
+            {"name": "download", "in": "query", "required": False, "schema": {"type": "string"}},
+        ]
     if signed:
         parameters += [
             {"name": query, "in": "query", "required": False, "schema": {"type": "string"}}
@@ -116,8 +119,8 @@ def _bytes(name: str, parameter: str, summary: str, *, signed: bool) -> dict[str
         "summary": summary,
         "parameters": parameters,
         "responses": {
-            "200": {"description": "The whole file.", "content": {"*/*": {}}},
-            "206": {"description": "The range asked for.", "content": {"*/*": {}}},
+            "200": {"description": "The whole file.", "content": {kind: {}}},
+            **({"206": {"description": "The range asked for.", "content": {kind: {}}}} if ranges else {}),
             "304": {"description": "The client's copy is current."},
         },
         "x-problems": _MEDIA_PROBLEMS,
@@ -127,6 +130,31 @@ def _bytes(name: str, parameter: str, summary: str, *, signed: bool) -> dict[str
         for verb in ("get", "head")
     }
 
+
+def _poster() -> dict[str, Any]:
+    operations = _bytes(
+        "GetPoster", "video_file_id", "A picture of one statement.", signed=True, kind="image/jpeg"
+    )
+    statement = {"name": "statement", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+    return {
+        verb: operation | {"parameters": [statement, *operation["parameters"]]}
+        for verb, operation in operations.items()
+    }
+
+
+_VIDEO = "/api/v1/media/stream/{video_file_id}"
+_BESIDE: Mapping[str, Mapping[str, Any]] = {
+    f"{_VIDEO}/posters/{{statement}}.jpg": _poster(),
+    **{
+        f"{_VIDEO}/{file}": _bytes(name, "video_file_id", summary, signed=True, ranges=ranges, kind=kind)
+        for file, name, summary, ranges, kind in (
+            ("storyboard.jpg", "GetStoryboard", "Small pictures of the whole video.", True, "image/jpeg"),
+            ("storyboard.vtt", "GetStoryboardTimes", "Which part of storyboard.jpg is when.", False, "text/vtt"),
+            ("hls.m3u8", "GetPlaylist", "The HLS playlist of hls.mp4.", False, "application/vnd.apple.mpegurl"),
+            ("hls.mp4", "StreamRendition", "The video as fragmented MP4.", True, "video/mp4"),
+        )
+    },
+}
 
 _HEALTH = {
     "get": {
@@ -164,12 +192,13 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
         )
         for suffix in ("", "/{chunk_number}")
     },
-    "/api/v1/media/stream/{video_file_id}": _bytes(
+    _VIDEO: _bytes(
         "StreamVideo",
         "video_file_id",
         "A merged video, by bearer token or by the signature in the URL.",
         signed=True,
     ),
+    **_BESIDE,
     "/api/v1/files/{file_id}": _bytes("GetFile", "file_id", "An uploaded file.", signed=False),
     "/api/v1/health": _HEALTH,
 }

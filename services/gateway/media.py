@@ -1,13 +1,15 @@
-"""Bytes out: files and merged videos, whole or one range, by sendfile where the object is a local file."""
+"""Bytes out: files, merged videos and what lies beside them, whole or one range; by sendfile from a local file."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -16,20 +18,21 @@ from urllib.parse import quote
 from aiohttp import web
 
 from services.common.objects import ObjectStore
-from services.gateway import conditions, problems, ranges
-from services.gateway.access import Access, Readable
+from services.gateway import conditions, playlists, problems, ranges
+from services.gateway.access import Access, Readable, permission
 from services.gateway.problems import Problem
+from twotruths.merge.v1.video_pb2 import Video
 
 log = logging.getLogger(__name__)
 
 # Media that a browser shows without running anything; all else is saved, not shown.
-_SHOWN = re.compile(r"(video|audio)/.*|image/(jpeg|png|gif|webp|avif)")
+_SHOWN = re.compile(r"(video|audio)/.*|image/(jpeg|png|gif|webp|avif)|text/vtt|application/vnd\.apple\.mpegurl")
 _MAX_NAME, _MAX_PLAIN = 6000, 255
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
 
 
 class MediaRoutes:
-    """GET and HEAD of videos and files."""
+    """GET and HEAD of videos, what lies beside them, and files."""
 
     def __init__(self, access: Access, store: ObjectStore) -> None:
         self._access = access
@@ -38,6 +41,45 @@ class MediaRoutes:
     async def video(self, request: web.Request) -> web.StreamResponse:
         """/api/v1/media/stream/{video_file_id}. Raises Problem."""
         return await self._serve(request, self._access.video)
+
+    async def poster(self, request: web.Request) -> web.StreamResponse:
+        """…/posters/{statement}.jpg of a video. Raises Problem."""
+        return await self._serve(request, self._access.poster)
+
+    async def sheet(self, request: web.Request) -> web.StreamResponse:
+        """…/storyboard.jpg of a video. Raises Problem."""
+        return await self._serve(request, self._access.sheet)
+
+    async def rendition(self, request: web.Request) -> web.StreamResponse:
+        """…/hls.mp4 of a video. Raises Problem."""
+        return await self._serve(request, self._access.rendition)
+
+    async def storyboard(self, request: web.Request) -> web.StreamResponse:
+        """…/storyboard.vtt of a video. Raises Problem."""
+        return await self._write(request, playlists.storyboard, "text/vtt")
+
+    async def playlist(self, request: web.Request) -> web.StreamResponse:
+        """…/hls.m3u8 of a video. Raises Problem."""
+        return await self._write(request, playlists.playlist, "application/vnd.apple.mpegurl")
+
+    async def _write(
+        self, request: web.Request, text: Callable[[Video, str], str], mime_type: str
+    ) -> web.StreamResponse:
+        """A text about a video, which carries on the permission that it was asked for with."""
+        video = await self._access.merged(request, with_sidecars=True)
+        body = text(video, permission(request)).encode()
+        written = Readable(
+            object_key="",
+            size=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+            mime_type=mime_type,
+            filename=request.path.rpartition("/")[2],
+            modified_at=datetime.fromtimestamp(video.created_at.seconds, UTC),
+        )
+        headers = _headers(written, download=False) | {"Accept-Ranges": "none"}
+        if _unchanged(request, written):
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers=headers)
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         """/api/v1/files/{file_id}. Raises Problem."""
@@ -48,11 +90,8 @@ class MediaRoutes:
     ) -> web.StreamResponse:
         readable = await find(request)
         headers = _headers(readable, download=request.query.get("download") in {"1", "true"})
-        status = conditions.evaluate(request.headers, readable.sha256, readable.modified_at)
-        if status == 304:
+        if _unchanged(request, readable):
             return web.Response(status=304, headers=headers)
-        if status == 412:
-            raise Problem(412, "PRECONDITION_FAILED", "the file is not the one that the request names")
         part = _range(request, readable)
         response = web.StreamResponse(status=200 if part is None else 206, headers=headers)
         if part is not None:
@@ -70,6 +109,14 @@ class MediaRoutes:
             async with contextlib.aclosing(self._store.read(readable.object_key, start, end)) as pieces:
                 await _send_pieces(request, response, pieces)
         return response
+
+
+def _unchanged(request: web.Request, readable: Readable) -> bool:
+    """Whether the client has it already. Raises Problem: 412."""
+    status = conditions.evaluate(request.headers, readable.sha256, readable.modified_at)
+    if status == 412:
+        raise Problem(412, "PRECONDITION_FAILED", "the file is not the one that the request names")
+    return status == 304
 
 
 async def _send_pieces(request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:

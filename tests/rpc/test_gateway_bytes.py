@@ -171,6 +171,99 @@ async def test_a_signed_url_is_the_permission_for_one_video_until_it_expires(wor
             assert (await response.json(content_type=None))["reason"] == reason
 
 
+PLAYLIST = """#EXTM3U
+#EXT-X-VERSION:7
+#EXT-X-TARGETDURATION:2
+#EXT-X-PLAYLIST-TYPE:VOD
+#EXT-X-INDEPENDENT-SEGMENTS
+#EXT-X-MAP:URI="hls.mp4{query}",BYTERANGE="100@0"
+#EXTINF:2.000000,
+#EXT-X-BYTERANGE:200@100
+hls.mp4{query}
+#EXTINF:1.500000,
+#EXT-X-BYTERANGE:400@300
+hls.mp4{query}
+#EXTINF:0.500000,
+#EXT-X-BYTERANGE:300@700
+hls.mp4{query}
+#EXT-X-ENDLIST
+"""
+TIMES = """WEBVTT
+
+00:00:00.000 --> 00:00:02.000
+storyboard.jpg{query}#xywh=0,0,160,90
+
+00:00:02.000 --> 00:00:03.500
+storyboard.jpg{query}#xywh=160,0,160,90
+
+00:00:03.500 --> 00:00:04.000
+storyboard.jpg{query}#xywh=0,90,160,90
+"""
+BESIDE = [
+    ("posters/0.jpg", "image/jpeg"),
+    ("posters/2.jpg", "image/jpeg"),
+    ("storyboard.jpg", "image/jpeg"),
+    ("storyboard.vtt", "text/vtt"),
+    ("hls.m3u8", "application/vnd.apple.mpegurl"),
+    ("hls.mp4", "video/mp4"),
+]
+
+
+async def test_what_lies_beside_a_video_is_for_whom_the_video_is(world: World) -> None:
+    video, other = await world.add_video(b"abc"), await world.add_video(b"abc")
+    await world.add_sidecars(video, CONTENT[:1000])
+    query = "?" + world.signer.sign(video, now=NOW.seconds, ttl=60).query()
+    late = "?" + world.signer.sign(video, now=NOW.seconds - 100, ttl=60).query()
+    for name, kind in BESIDE:
+        for user, id_, permission, status in (
+            ("alice", video, "", 200),
+            ("", video, query, 200),
+            ("bob", video, "", 404),
+            ("", video, "", 401),
+            ("", video, late, 403),
+            ("", other, query, 403),
+            ("alice", other, "", 404),
+        ):
+            url = f"/api/v1/media/stream/{id_}/{name}{permission}"
+            async with world.call("GET", url, user=user) as response:
+                assert response.status == status, url
+                body = await response.read()
+                if status != 200:
+                    continue
+                assert response.content_type == kind
+                assert response.headers["ETag"] == f'"{hashlib.sha256(body).hexdigest()}"'
+                assert response.headers["Content-Disposition"].startswith("inline")
+            again = {"If-None-Match": response.headers["ETag"]}
+            async with world.call("GET", url, user=user, headers=again) as unchanged:
+                assert (unchanged.status, await unchanged.read()) == (304, b"")
+            async with world.call("HEAD", url, user=user) as head:
+                assert head.headers["Content-Length"] == str(len(body))
+    for missing in ("posters/3.jpg", "posters/-1.jpg", "posters/x.jpg", "hls.ts"):
+        async with world.call("GET", f"/api/v1/media/stream/{video}/{missing}") as response:
+            assert response.status == 404
+    async with world.call("GET", f"/api/v1/media/stream/{other}/hls.m3u8") as response:
+        assert (await response.json(content_type=None))["reason"] == "SIDECAR_NOT_FOUND"
+
+
+async def test_a_playlist_carries_on_the_permission_it_was_asked_for_with_and_its_ranges_are_served(
+    world: World,
+) -> None:
+    video = await world.add_video(b"abc")
+    await world.add_sidecars(video, CONTENT[:1000])
+    base = f"/api/v1/media/stream/{video}"
+    query = "?" + world.signer.sign(video, now=NOW.seconds, ttl=60).query()
+    for permission in ("", query):
+        user = "" if permission else "alice"
+        for name, text in (("hls.m3u8", PLAYLIST), ("storyboard.vtt", TIMES)):
+            more = f"{permission}&x=%22%0A%23" if permission else "?x=%22"  # what else is asked for goes nowhere
+            async with world.call("GET", f"{base}/{name}{more}", user=user) as response:
+                assert await response.text() == text.replace("{query}", permission)
+        for start, end in ((0, 100), (100, 300), (300, 700), (700, 1000)):
+            asked = {"Range": f"bytes={start}-{end - 1}"}
+            async with world.call("GET", f"{base}/hls.mp4{permission}", user=user, headers=asked) as response:
+                assert (response.status, await response.read()) == (206, CONTENT[start:end])
+
+
 async def test_an_uploaded_file_comes_back_with_its_name(world: World) -> None:
     id_, source = str(uuid.uuid4()), world.folder / "f"
     source.write_bytes(b"hello")
