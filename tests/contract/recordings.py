@@ -62,13 +62,18 @@ class Tags:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """``delay`` is when it begins on the picture's clock, before it if negative; no ``seconds``: to its end."""
+    """``delay`` is when it begins on the picture's clock, before it if negative; no ``seconds``: to its end.
+
+    By the timestamps each of its seconds takes ``pace`` seconds, and half of the packets are ``jitter`` off.
+    """
 
     codec: str = "aac"
     rate: int = 48_000
     layout: str = "stereo"
     delay: Fraction = Fraction(0)
     seconds: Fraction | None = None
+    pace: Fraction = Fraction(1)
+    jitter: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +128,22 @@ def record(path: Path, recording: Recording) -> Path:
             audio = _audio(out, recording.audio) if recording.audio else None
             packets: list[Packet[Any]] = [*_pictures(video, recording)]
             if audio is not None:
-                packets += _beeps(audio, recording)
+                packets += _timed(_beeps(audio, recording), recording)
             for packet in sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
                 out.mux(packet)
     return path
+
+
+def _timed(packets: Iterator[Packet[AudioStream]], recording: Recording) -> Iterator[Packet[AudioStream]]:
+    audio = recording.audio
+    assert audio is not None
+    for number, packet in enumerate(packets):
+        if audio.pace != 1 or audio.jitter:
+            assert packet.pts is not None
+            off = (0, 0, audio.jitter, -audio.jitter)[number % 4]
+            origin = recording.start / packet.time_base
+            packet.pts = packet.dts = round(origin + (packet.pts - origin) * audio.pace + off / packet.time_base)
+        yield packet
 
 
 class _Pipe:
@@ -237,7 +254,7 @@ def _beeps(stream: AudioStream, recording: Recording) -> Iterator[Packet[AudioSt
     total = round(seconds * rate)
     wave = array("h", bytes(2 * total))
     for flash in recording.flashes:
-        begin = math.ceil(flash * rate) - first
+        begin = math.ceil(flash * rate / audio.pace) - first
         for i in range(max(0, begin), min(total, begin + rate // 10)):
             wave[i] = int(BEEP_LEVEL * math.sin(2 * math.pi * BEEP_HERTZ * (i - begin + 1) / rate))
     for offset in range(0, total, PIECE):

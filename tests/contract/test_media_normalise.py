@@ -284,6 +284,21 @@ def test_a_voice_is_as_loud_from_one_channel_as_from_all(tmp_path: Path, layout:
     assert max(heard) == pytest.approx(BEEP_LEVEL, rel=0.05)
 
 
+@pytest.mark.parametrize("pace", [Fraction(1003, 1000), Fraction(997, 1000)])
+def test_sound_that_has_a_clock_of_its_own_stays_with_the_picture(tmp_path: Path, pace: Fraction) -> None:
+    """Nine milliseconds in three seconds, which is sixty times worse than real ones."""
+    recording = Recording(seconds=Fraction(3), suffix=".mkv", audio=Audio(pace=pace))
+    check(recording, record(tmp_path / "a", recording), 90)
+
+
+def test_sound_is_not_cut_up_for_timestamps_that_waver(tmp_path: Path) -> None:
+    recording = Recording(seconds=Fraction(2), suffix=".mkv")
+    assert recording.audio is not None
+    wavering = replace(recording, audio=replace(recording.audio, jitter=Fraction(6, 1000)))
+    heard = [samples(normalised(record(tmp_path / n, r))[1]) for n, r in (("a", recording), ("b", wavering))]
+    assert heard[0] == heard[1]
+
+
 # Several pictures, several sizes
 
 

@@ -2,8 +2,9 @@
 
 Decoded audio comes in runs: as long as a frame's time agrees with the samples counted so far it continues the
 run, and is never stretched (webm rounds to milliseconds). A larger step is a gap or an overlap of the
-recording: the run ends, and the next is placed by its own time, so sound stays with the picture. What lies
-before t0 or after the last frame is cut; what is missing is silence.
+recording: the run ends, and the next is placed by its own time, so sound stays with the picture. The same is
+done when frames are late or early on average, because a recorder's two clocks differ. What lies before t0 or
+after the last frame is cut; what is missing is silence.
 
 One channel is heard from both sides at its own level, as players do it; the resampler would make it 3 dB
 softer than the same voice in stereo. More than two channels are mixed down by it.
@@ -26,6 +27,8 @@ from services.merge.timeline import SAMPLE_RATE
 SAMPLE_BYTES = 4  # two channels of 16 bits
 SILENCE_BYTES = SAMPLE_RATE * SAMPLE_BYTES
 TOLERANCE = Fraction(15, 1000)  # above the rounding of containers, below one lost Opus packet of 20 ms
+DRIFT = 0.003  # seconds off on average; with a corrected start, 5 ms are never reached
+SMOOTHING = 1 / 16  # of the average, per frame
 
 
 def pcm(source: Source, start: Fraction, samples: int) -> Iterator[bytes]:
@@ -64,6 +67,7 @@ def _resampled(source: Source, start: Fraction, samples: int) -> Iterator[tuple[
         if run is None or not run.continues(frame, time):
             if run is not None:
                 yield from run.finish()
+                time = run.corrected(time)
             run = _Run(frame, time)
         yield from run.add(frame)
     if run is not None:
@@ -96,11 +100,25 @@ class _Run:
         self._shape = _shape(frame)
         self._time = time
         self._taken = 0
+        self._off = 0.0
         self._position = round(time * SAMPLE_RATE)
 
     def continues(self, frame: AudioFrame, time: Fraction) -> bool:
-        expected = self._time + Fraction(self._taken, self._shape[0])
-        return _shape(frame) == self._shape and abs(time - expected) <= TOLERANCE
+        off = time - self._expected
+        if _shape(frame) != self._shape or abs(off) > TOLERANCE:
+            return False
+        self._off += (float(off) - self._off) * SMOOTHING
+        return abs(self._off) <= DRIFT
+
+    def corrected(self, time: Fraction) -> Fraction:
+        """Where the next run begins: if only the average was off, this frame's own deviation is no reason."""
+        if abs(time - self._expected) > TOLERANCE:
+            return time
+        return self._expected + Fraction(self._off)
+
+    @property
+    def _expected(self) -> Fraction:
+        return self._time + Fraction(self._taken, self._shape[0])
 
     def add(self, frame: AudioFrame) -> Iterator[tuple[int, bytes]]:
         self._taken += frame.samples
