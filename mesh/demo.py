@@ -29,6 +29,7 @@ from services.common.keys import KeyRing
 TITLE = "Two truths and a lie"
 LIE = 1
 _LONGEST = 900.0
+_JPEG = b"\xff\xd8\xff"
 
 
 async def demo(options: Options, files: Sequence[Path], console: Console) -> None:
@@ -147,7 +148,8 @@ class Game:
         seen = await self._bob.segments(challenge_id)
         if seen["segments"] != merged["segments"]:
             raise MeshError("the challenge has other segments than the merged video")
-        url = (await self._bob.playback(seen["video_file_id"]))["streaming_url"]
+        playback = await self._bob.playback(seen["video_file_id"])
+        url = playback["streaming_url"]
         size = merged["file_size"]
         start, end = size // 3, min(size // 3 + 65_535, size - 1)
         piece = await self._bob.read_range(url, f"bytes={start}-{end}")
@@ -157,9 +159,30 @@ class Game:
         if whole.body[start : end + 1] != piece.body or whole.headers["ETag"] != piece.headers["ETag"]:
             raise MeshError("the same bytes of the video came out different")
         self._narrator.say(f"  206 {piece.headers['Content-Range']}, ETag {piece.headers['ETag']}")
+        await self._look_beside(playback, len(seen["segments"]))
         path = self._scratch / "merged.mp4"
         await asyncio.to_thread(path.write_bytes, whole.body)
         return await asyncio.to_thread(video.check_segments, path, seen["segments"])
+
+    async def _look_beside(self, playback: Json, statements: int) -> None:
+        """Bob gets the posters, the storyboard and the HLS playlist with the permission that the video has."""
+        board = playback["storyboard"] or {"image_url": "", "vtt_url": ""}
+        pictures = [*playback["posters"], board["image_url"]]
+        if len(pictures) != statements + 1 or not all((*pictures, playback["hls_url"])):
+            raise MeshError(f"posters, storyboard or HLS are missing: {playback}")
+        found = [(await self._bob.read_range(url, "bytes=0-")).body for url in pictures]
+        times, playlist = [
+            (await self._bob.read_range(url, "bytes=0-")).body.decode()
+            for url in (board["vtt_url"], playback["hls_url"])
+        ]
+        tiles, parts = times.count(" --> "), playlist.count("#EXTINF")
+        if not all(picture.startswith(_JPEG) for picture in found) or not tiles or not parts:
+            raise MeshError(
+                "a poster or the storyboard is no JPEG, or nothing is in the storyboard or the playlist"
+            )
+        self._narrator.say(
+            f"  beside it: chapters, {statements} posters, a storyboard of {tiles} pictures, HLS in {parts} parts"
+        )
 
     async def _guess(self, challenge: Json) -> None:
         challenge_id = challenge["challenge_id"]
