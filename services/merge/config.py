@@ -28,9 +28,19 @@ class MergeSettings(CommonSettings):
     )
     job_memory_mib: int = Field(2048, ge=256, description="memory limit of a media job")
     job_seconds: float = Field(
-        300.0, ge=1, description="time limit of a media job; its CPU limit is that for each thread"
+        300.0,
+        ge=1,
+        description="time limit of a media job, more above 1280x720; its CPU limit is that for each thread",
     )
+    job_output_mib: int = Field(4096, ge=1, description="largest file a media job may write")
     max_clip_seconds: float = Field(60.0, gt=0, description="the longest clip that is taken")
+    max_clip_pixels: int = Field(
+        4096 * 2304, ge=64 * 64, description="the largest picture of a clip, width by height"
+    )
+    max_clip_frames: int = Field(
+        15_000, ge=1, description="the most pictures in a clip: 60 s at 240 a second, and more"
+    )
+    max_clip_streams: int = Field(8, ge=1, description="the most tracks in a clip")
 
     merge_even_loudness: bool = Field(True, description="bring every clip to a loudness of -16 LUFS")
 

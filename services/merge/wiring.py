@@ -187,7 +187,11 @@ async def build_worker(
             memory_bytes=settings.job_memory_mib << 20,
             cpu_seconds=int(settings.job_seconds * settings.worker_threads),
             wall_seconds=settings.job_seconds,
+            output_bytes=settings.job_output_mib << 20,
             max_clip_seconds=settings.max_clip_seconds,
+            max_pixels=settings.max_clip_pixels,
+            max_source_frames=settings.max_clip_frames,
+            max_streams=settings.max_clip_streams,
             locked=settings.worker_sandbox == "required",
         )
         runner = media or MediaRunner(limits, settings.worker_threads, even_loudness=settings.merge_even_loudness)

@@ -424,23 +424,27 @@ async def test_cancelling_kills_the_child_and_leaves_no_file(
 
 
 @pytest.mark.parametrize(
-    ("limits", "canvas"),
+    ("limits", "canvas", "error_type"),
     [
-        (Limits(wall_seconds=1), Canvas(1920, 1440)),
-        (Limits(cpu_seconds=1), Canvas(1920, 1440)),
-        (Limits(output_bytes=20_000), CANVAS),
-        (Limits(memory_bytes=330 << 20), Canvas(1920, 1440)),
+        (Limits(wall_seconds=1), Canvas(1280, 720), ErrorType.TIME_EXCEEDED),
+        (Limits(cpu_seconds=1), Canvas(1280, 720), ErrorType.CPU_EXCEEDED),
+        (Limits(output_bytes=20_000), CANVAS, ErrorType.OUTPUT_TOO_LARGE),
+        (Limits(memory_bytes=330 << 20), Canvas(1920, 1440), ErrorType.MEMORY_EXCEEDED),
     ],
     ids=["wall", "cpu", "output", "memory"],
 )
 async def test_limits_end_a_job_that_is_not_tried_again(
-    tmp_path: Path, limits: Limits, canvas: Canvas, children: list[asyncio.subprocess.Process]
+    tmp_path: Path,
+    limits: Limits,
+    canvas: Canvas,
+    error_type: ErrorType,
+    children: list[asyncio.subprocess.Process],
 ) -> None:
     source, target = tmp_path / "a.mp4", tmp_path / "n.mov"
     make_clip(source, seconds=4, colour=RED, size=(320, 240))
     with pytest.raises(MediaError) as caught:
         await MediaRunner(limits).normalise(source, target, canvas, Quality.HIGH, lambda *step: None)
-    assert caught.value.error_type == ErrorType.LIMIT_EXCEEDED
+    assert caught.value.error_type == error_type
     assert not caught.value.retryable
     assert not target.exists()
     assert [child.returncode is not None for child in children] == [True]
@@ -451,7 +455,7 @@ async def test_limits_end_a_job_that_is_not_tried_again(
     [
         ("os.kill(os.getpid(), signal.SIGSEGV)", ErrorType.DECODE_FAILED, False),
         ("os.kill(os.getpid(), signal.SIGKILL)", ErrorType.WORKER_FAILED, True),
-        ("os.kill(os.getpid(), signal.SIGXCPU)", ErrorType.LIMIT_EXCEEDED, False),
+        ("os.kill(os.getpid(), signal.SIGXCPU)", ErrorType.CPU_EXCEEDED, False),
         ("sys.exit(3)", ErrorType.WORKER_FAILED, True),
         ("print('x' * 1_000_000); time.sleep(60)", ErrorType.WORKER_FAILED, True),
         ("print('[1]')", ErrorType.WORKER_FAILED, True),

@@ -284,8 +284,8 @@ def test_a_cancelled_session_waits_for_no_clip_and_offers_no_retry() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
     session = claim(session, ref, "t", 1, NOW)
-    session = give_up(session, ref, "t", "limit_exceeded", "too much", retryable=True, now=NOW)
-    failed = fail(session, Failure("limit_exceeded", "too much", NOW, retry_available=True, clip_index=0), NOW)
+    session = give_up(session, ref, "t", "memory_exceeded", "too much", retryable=True, now=NOW)
+    failed = fail(session, Failure("memory_exceeded", "too much", NOW, retry_available=True, clip_index=0), NOW)
     shown = view(cancel(failed, NOW), {}, lambda *_: 0.0)
     assert shown.status is OverallStatus.CANCELLED
     assert {clip.status for clip in shown.clips} == {ClipStatus.CANCELLED}

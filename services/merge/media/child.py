@@ -59,7 +59,8 @@ def _run(job: Job, channel: Channel) -> Result:
         canary.sing()
         if job.kind == "probe":
             lock_down(job.limits, job.parent)
-            return probe.probe(sources[0])
+            with sources[0].explained():
+                return probe.probe(sources[0])
         if job.kind == "sidecars":
             targets = [files.enter_context(open_target(path)) for path in job.targets]
             lock_down(job.limits, job.parent)
@@ -67,7 +68,8 @@ def _run(job: Job, channel: Channel) -> Result:
         target = files.enter_context(open_target(job.target))
         if job.kind == "normalise":
             lock_down(job.limits, job.parent)
-            return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report)
+            with sources[0].explained():
+                return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report)
         moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
         lock_down(job.limits, job.parent)
         join = merge.copy if job.kind == "copy" else merge.merge
@@ -85,9 +87,9 @@ def _run(job: Job, channel: Channel) -> Result:
 def _unexpected(error: Exception) -> MediaError:
     """Limits show up as ordinary errors; everything else is ours, and its text stays in the log."""
     if isinstance(error, MemoryError):
-        return MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.")
+        return MediaError(ErrorType.MEMORY_EXCEEDED, "This video needs too much memory.")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return MediaError(ErrorType.LIMIT_EXCEEDED, "The result would be too large.")
+        return MediaError(ErrorType.OUTPUT_TOO_LARGE, "The result would be too large.")
     return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.")
 
 

@@ -7,14 +7,18 @@ the frames are counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from services.merge.timeline import FPS
+from services.merge.timeline import FPS, Canvas
+
+HD_PIXELS = 1280 * 720
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``memory_bytes`` is address space; ``max_pixels`` is width times height of one picture as coded.
+    """``memory_bytes`` is address space; the times are for a canvas of 1280x720 or less. ``max_pixels`` is width
+    times height of one picture as coded, ``max_source_frames`` counts pictures as coded.
     Unless ``locked``, a job may also run where the kernel lacks what :mod:`sandbox` closes."""
 
     memory_bytes: int = 2 << 30
@@ -24,7 +28,15 @@ class Limits:
     max_clip_seconds: float = 60.0
     max_pixels: int = 4096 * 2304
     max_streams: int = 8
+    max_source_frames: int = 15_000
     locked: bool = True
+
+    def for_canvas(self, canvas: Canvas) -> Limits:
+        """With the times that a canvas takes: a minute of 1080p at high quality is 300 to 600 CPU-seconds."""
+        share = max(1.0, canvas.width * canvas.height / HD_PIXELS)
+        return replace(
+            self, cpu_seconds=math.ceil(self.cpu_seconds * share), wall_seconds=self.wall_seconds * share
+        )
 
     @property
     def max_frames(self) -> int:

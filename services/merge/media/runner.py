@@ -107,7 +107,7 @@ class MediaRunner:
             target=os.path.abspath(target) if target else "",
             canvas=canvas,
             quality=quality,
-            limits=self._limits,
+            limits=self._limits.for_canvas(canvas),
             threads=self._threads,
             parent=os.getpid(),
             even_loudness=self._even_loudness,
@@ -145,7 +145,7 @@ async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress
         async with asyncio.timeout(job.limits.wall_seconds):
             return await _follow(process, kind, job, on_progress)
     except TimeoutError as error:
-        raise MediaError(ErrorType.LIMIT_EXCEEDED, "Processing this video takes too long.") from error
+        raise MediaError(ErrorType.TIME_EXCEEDED, "Processing this video takes too long.") from error
     except MediaError as error:
         _kill(process)
         level = logging.WARNING if error.retryable else logging.INFO
@@ -186,7 +186,7 @@ async def _follow(process: Process, kind: type[ResultT], job: Job, on_progress: 
 def _death(code: int) -> MediaError:
     """A child that ended without an answer: its own limit, a crash on this input, or killed from outside."""
     if code == -signal.SIGXCPU:
-        return MediaError(ErrorType.LIMIT_EXCEEDED, "Processing this video takes too much computing time.")
+        return MediaError(ErrorType.CPU_EXCEEDED, "Processing this video takes too much computing time.")
     if -code in CRASHES:
         return MediaError(ErrorType.DECODE_FAILED, "This video cannot be decoded.")
     return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.")

@@ -21,6 +21,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from services.merge.media.boxes import cut_off
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import Digest, digest
 from services.merge.media.limits import Limits
@@ -28,6 +29,7 @@ from services.merge.media.limits import Limits
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 READ_BYTES = 1 << 20  # 40 reads of a 40 MB clip instead of over a thousand
 TOLERATED_BAD_PACKETS = 0.1  # a phone's file may have a damaged packet; more than a tenth is not a video
+UNREADABLE = frozenset({ErrorType.NOT_A_VIDEO, ErrorType.NO_VIDEO_STREAM, ErrorType.DECODE_FAILED})
 SPARE_BYTES = 32 << 20  # less address space than this below RLIMIT_AS is too little to decode in
 
 
@@ -82,10 +84,24 @@ class Source:
         if width * height > self.limits.max_pixels:
             raise MediaError(ErrorType.TOO_MANY_PIXELS, "This video's picture is too large.")
 
+    def check_frames(self, count: int) -> None:
+        if count > self.limits.max_source_frames:
+            raise MediaError(ErrorType.TOO_MANY_FRAMES, "This video has too many pictures.")
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Says truncated of a file that cannot be read because its end is missing."""
+        try:
+            yield
+        except MediaError as error:
+            if error.error_type in UNREADABLE and cut_off(self._file):
+                raise MediaError(ErrorType.TRUNCATED, "This video ends before its end.") from error
+            raise
+
     def frames(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
         """Decode in display order. Every frame has a pts; what precedes an edit list is left out.
 
-        Raises MediaError truncated, decode_failed, too_many_pixels, limit_exceeded.
+        Raises MediaError truncated, decode_failed, too_many_pixels, too_many_frames, memory_exceeded.
         """
         packets = bad = decoded = 0
         for packet in demux(container, stream):
@@ -93,7 +109,7 @@ class Source:
             try:
                 frames = packet.decode()
             except av.error.MemoryError as error:
-                raise MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.") from error
+                raise MediaError(ErrorType.MEMORY_EXCEEDED, "This video needs too much memory.") from error
             except av.error.FFmpegError:
                 bad += 1
                 frames = []
@@ -103,10 +119,11 @@ class Source:
                     continue
                 self.check_pixels(frame.width, frame.height)
                 decoded += 1
+                self.check_frames(decoded)
                 yield frame
         if not decoded or bad > TOLERATED_BAD_PACKETS * packets:
             if _memory_is_short():  # a decoder that gets no memory may blame its input
-                raise MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.")
+                raise MediaError(ErrorType.MEMORY_EXCEEDED, "This video needs too much memory.")
             raise MediaError(ErrorType.DECODE_FAILED, "This video cannot be decoded.")
 
 
@@ -139,10 +156,10 @@ def as_media_error(error_type: ErrorType, message: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, av.error.ExternalError) as error:  # PyAV's own ENOMEM is a MemoryError
-        raise MediaError(ErrorType.LIMIT_EXCEEDED, "This video needs too much memory.") from error
+        raise MediaError(ErrorType.MEMORY_EXCEEDED, "This video needs too much memory.") from error
     except av.error.FFmpegError as error:
         if error.errno == errno.EFBIG:
-            raise MediaError(ErrorType.LIMIT_EXCEEDED, "The result would be too large.") from error
+            raise MediaError(ErrorType.OUTPUT_TOO_LARGE, "The result would be too large.") from error
         raise MediaError(error_type, message) from error
 
 

@@ -14,7 +14,6 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from services.merge.media.errors import ErrorType, MediaError
-from services.merge.media.limits import Limits
 from services.merge.media.source import Source, demux, seconds
 from services.merge.timeline import FPS
 
@@ -35,19 +34,21 @@ class Survey:
 
 
 def survey(source: Source) -> Survey:
-    """Read all packets. Raises MediaError truncated, clip_too_long, decode_failed and what Source raises."""
+    """Read all packets. Raises MediaError truncated, clip_too_long, too_many_frames, decode_failed, and
+    what Source raises."""
     with source.container() as container:
         video = source.video(container)
-        return _Reading(container, video, source.limits).read()
+        return _Reading(container, video, source).read()
 
 
 class _Reading:
     """One pass over the packets. ``first`` to ``last`` are displayed, ``earliest`` counts hidden ones too."""
 
-    def __init__(self, container: InputContainer, video: VideoStream, limits: Limits) -> None:
+    def __init__(self, container: InputContainer, video: VideoStream, source: Source) -> None:
         self._container = container
         self._video = video
-        self._limits = limits
+        self._limits = source.limits
+        self._check_frames = source.check_frames
         self._first: Fraction | None = None
         self._earliest: Fraction | None = None
         self._last = self._end = self._audio_span = Fraction(0)
@@ -82,6 +83,7 @@ class _Reading:
             self._last = max(self._last, start)
             self._end = max(self._end, end)
             self._displayed += 1
+            self._check_frames(self._displayed)
             if (self._end - self._first) * FPS > self._limits.max_frames:
                 limit = f"{self._limits.max_clip_seconds:g}"
                 raise MediaError(ErrorType.CLIP_TOO_LONG, f"A clip may last {limit} seconds.")
