@@ -40,6 +40,7 @@ from services.merge.planner import ClipUpload, plan, seconds_until_retry
 from services.merge.ports import Sessions, Uploads, Videos
 from services.merge.replacement import ClipReplacer
 from services.merge.service import KIND, Timing, missing_uploads
+from services.merge.status import reached
 from services.merge.transitions import complete
 from services.merge.videos import video_id
 
@@ -189,6 +190,8 @@ class MergeController:
                 return None
             try:
                 uploads = dict(await missing_uploads(self._uploads, session)) if ask else {}
+                for upload in uploads.values():
+                    self._board.see(upload)
             except (Unavailable, DeadlineExceeded) as error:
                 log.info("the upload service is away: %s", error)
                 away = True
@@ -233,9 +236,16 @@ class MergeController:
         now = self._clock()
         in_time = enforce(session, now, self._deadlines)
         planned = plan(in_time, uploads, now, timedelta(seconds=self._timing.processing_seconds))
+        if planned.state is SessionState.FAILED and session.state is SessionState.ACTIVE:
+            seen = reached(session, self._seen(session), self._board.fraction)
+            planned = replace(planned, reached=seen.reached)
         if planned.uploads_ready or planned.state is not SessionState.ACTIVE:
             return planned
         return replace(planned, uploads_ready=True)
+
+    def _seen(self, session: Session) -> Mapping[str, ClipUpload]:
+        seen = (self._board.seen(clip.upload_id) for clip in session.clips)
+        return {upload.id: upload for upload in seen if upload is not None}
 
     async def _write(self, key: str, change: Callable[[Session], Session]) -> Session:
         entry = await mutate(self._sessions, key, change)

@@ -229,6 +229,15 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Reached:
+    """How far a session had come when it ended without a video, in percent; ``clips`` in order."""
+
+    overall: float
+    merge: float
+    clips: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A merge session: message MergeRecord of the contract, field by field. ``canvas_given``: the client chose it.
     ``copy_refused`` says why a copy was tried in vain."""
@@ -259,6 +268,7 @@ class Session:
     replacements: tuple[Clip, ...] = ()
     superseded: tuple[str, ...] = ()
     closed: bool = False
+    reached: Reached | None = None
 
     def unit(self, kind: JobKind, clip_index: int = WHOLE_SESSION) -> Unit | None:
         """The unit of this kind for the clip as it is now (of its current generation), or None."""

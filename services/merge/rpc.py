@@ -41,7 +41,6 @@ SCOPES = {
 }
 
 _MILLISECONDS_ABOVE = 1000.0  # the phone app sends either; no clip is a quarter of an hour long
-_SECONDS_PER_CLIP_SECOND = 1.5  # of encoding, for the estimate: measured on two cores at 720p, medium
 
 Rpc = grpc.aio.ServicerContext[Any, Any]
 
@@ -65,7 +64,7 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
         )
         session, begun = await self._sessions.initiate(context.owner(), asked)
         ratelimits.tell(rpc, begun.rate_limits)
-        return _initiated(session, begun.uploads)
+        return _initiated(session, begun.uploads, self._sessions.estimate(session))
 
     async def GetMerge(  # noqa: N802  the contract's name
         self, request: merge_service_pb2.GetMergeRequest, rpc: Rpc
@@ -177,17 +176,15 @@ def _upload_session(clip: Clip, upload: ClipUpload) -> merge_service_pb2.UploadS
     )
 
 
-def _initiated(session: Session, uploads: Any) -> merge_service_pb2.InitiateMergeResponse:
+def _initiated(session: Session, uploads: Any, estimate: float) -> merge_service_pb2.InitiateMergeResponse:
     by_id: dict[str, ClipUpload] = {upload.id: upload for upload in uploads}
-    longest = max(clip.promised_duration for clip in session.clips)
     return merge_service_pb2.InitiateMergeResponse(
         merge_session_id=session.id,
         upload_sessions=[_upload_session(clip, by_id[clip.upload_id]) for clip in session.clips],
         total_videos=len(session.clips),
         total_duration_seconds=sum(clip.promised_duration for clip in session.clips),
         total_file_size_bytes=sum(clip.size for clip in session.clips),
-        # Clips are normalised as they come, so what is waited for is about the last of them.
-        estimated_merge_time_seconds=round(1 + longest * _SECONDS_PER_CLIP_SECOND, 1),
+        estimated_merge_time_seconds=estimate,
         status="initiated",
         created_at=timestamp(session.created_at),
     )
@@ -236,6 +233,7 @@ def _session(view: SessionView) -> merge_pb2.MergeSession:
         completed_at=timestamp(session.completed_at),
         failed_at=timestamp(failure.failed_at if failure else None),
         retry_count=session.retry_count,
+        estimated_remaining_seconds=view.remaining_seconds,
     )
     if session.canvas is not None:
         message.canvas.CopyFrom(merge_pb2.Canvas(width=session.canvas.width, height=session.canvas.height))

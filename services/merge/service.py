@@ -16,6 +16,7 @@ from datetime import timedelta
 from services.common.clock import Clock
 from services.common.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -26,6 +27,7 @@ from services.common.progress import Progress, ProgressBus
 from services.common.state import Entry, RevisionConflict, mutate, owned_key, owner_prefix
 from services.merge.board import ProgressBoard
 from services.merge.domain import Clip, Reason, Session, SessionState
+from services.merge.estimate import remaining_seconds, seconds_after_last_upload
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun, Sessions, Uploads
 from services.merge.replacement import ClipReplacer
@@ -41,13 +43,15 @@ from services.merge.requests import (
     read_token,
     write_token,
 )
-from services.merge.status import SessionView, view
+from services.merge.status import SessionView, reached, view
 from services.merge.transitions import cancel, retry
 
 KIND = "merge"  # of progress hints
 _PAGE = 50
 _LOOK_AGAIN_SECONDS = 5.0
 _SETTLE_SECONDS = 0.2  # hints that come at once are one answer
+_ASK_SECONDS = 1.5  # so long a status waits for the upload service
+_AWAY_SECONDS = 2.0  # and so long it is not asked again when it did not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class MergeSessions:
         self._max_clip_seconds = max_clip_seconds
         self._timing = timing or Timing()
         self._replacer = ClipReplacer(sessions, uploads, clock=clock, upload_seconds=self._timing.upload_seconds)
+        self._ask_from = 0.0
 
     async def initiate(self, owner: str, asked: NewSession) -> tuple[Session, Begun]:
         """Makes a session and its uploads, or finds those made under the same ``request_id``.
@@ -218,7 +223,7 @@ class MergeSessions:
                 raise FailedPrecondition(
                     "the video is there already: nothing to cancel", reason=Reason.ALREADY_COMPLETED
                 )
-            return cancel(session, now)
+            return cancel(reached(session, self._seen(session), self._board.fraction), now)
 
         return await self._change(owner, session_id, given_up)
 
@@ -239,7 +244,31 @@ class MergeSessions:
         return await self._view(entry.value)
 
     async def _view(self, session: Session) -> SessionView:
-        return view(session, await missing_uploads(self._uploads, session), self._board.fraction)
+        await self._look_at_uploads(session)
+        seen = view(session, self._seen(session), self._board.fraction)
+        return replace(seen, remaining_seconds=remaining_seconds(session, self._board))
+
+    async def _look_at_uploads(self, session: Session) -> None:
+        """Asks the upload service for what the record does not know. A status must not wait for it when it is
+        away: then what was seen last is shown, and nobody asks again for a moment."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._ask_from:
+            return
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                for upload in (await missing_uploads(self._uploads, session)).values():
+                    self._board.see(upload)
+        except (Unavailable, DeadlineExceeded, TimeoutError):
+            self._ask_from = loop.time() + _AWAY_SECONDS
+
+    def _seen(self, session: Session) -> Mapping[str, ClipUpload]:
+        """The uploads of the clips whose source is not known yet, as they were last seen."""
+        seen = (self._board.seen(clip.upload_id) for clip in session.clips if not clip.source_key)
+        return {upload.id: upload for upload in seen if upload is not None}
+
+    def estimate(self, session: Session) -> float:
+        """Seconds that a player will wait for the video once all clips are in."""
+        return seconds_after_last_upload(session, self._board)
 
     async def _uploads_of(self, session: Session) -> list[ClipUpload]:
         """The uploads of the session's clips; of one that is gone no more than its id."""

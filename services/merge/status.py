@@ -7,12 +7,12 @@ overall percentage never falls as a session moves on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from services.merge.delivery import ClipPlan, clip_plans, is_copied
-from services.merge.domain import WHOLE_SESSION, Clip, JobKind, Session, SessionState, UnitState
+from services.merge.domain import WHOLE_SESSION, Clip, JobKind, Reached, Session, SessionState, UnitState
 from services.merge.planner import ClipUpload, UploadStatus
 
 _UPLOAD, _PROBE, _NORMALISE, _MERGE = 40.0, 5.0, 45.0, 10.0
@@ -65,13 +65,38 @@ class SessionView:
     overall_percent: float
     merge_percent: float
     plan: tuple[ClipPlan, ...] = ()
+    remaining_seconds: float | None = None
 
 
 Fraction = Callable[[str, str], float]
 
 
 def view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction) -> SessionView:
-    """The session's status. ``fraction(session id, unit name)`` is the progress board's."""
+    """The session's status. ``fraction(session id, unit name)`` is the progress board's.
+
+    One that failed or was cancelled stays where it was, whatever is still known of its uploads and hints.
+    """
+    seen = _view(session, uploads, fraction)
+    ended = session.state in (SessionState.FAILED, SessionState.CANCELLED)
+    if not ended or session.reached is None or len(session.reached.clips) != len(seen.clips):
+        return seen
+    floors = zip(seen.clips, session.reached.clips, strict=True)
+    return replace(
+        seen,
+        clips=tuple(replace(clip, percent=max(clip.percent, floor)) for clip, floor in floors),
+        overall_percent=max(seen.overall_percent, session.reached.overall),
+        merge_percent=max(seen.merge_percent, session.reached.merge),
+    )
+
+
+def reached(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction) -> Session:
+    """The session with how far it has come written down: for the moment it ends without a video."""
+    seen = view(session, uploads, fraction)
+    clips = tuple(clip.percent for clip in seen.clips)
+    return replace(session, reached=Reached(seen.overall_percent, seen.merge_percent, clips))
+
+
+def _view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction) -> SessionView:
     clips = tuple(_clip_view(session, clip, uploads.get(clip.upload_id), fraction) for clip in session.clips)
     if session.state is SessionState.COMPLETED:
         return SessionView(session, OverallStatus.COMPLETED, clips, 100.0, 100.0, clip_plans(session))
@@ -123,7 +148,7 @@ def _clip_status(session: Session, clip: Clip, upload: ClipUpload | None) -> Cli
     if session.done(JobKind.NORMALISE, clip.index) is not None or is_copied(session):
         return ClipStatus.COMPLETED
     units = [u for u in session.units if u.clip_index == clip.index and u.generation == clip.generation]
-    begun = any(u.state is not UnitState.QUEUED for u in units)
+    begun = any(u.state is not UnitState.QUEUED for u in units) and session.state is not SessionState.FAILED
     return ClipStatus.PROCESSING if begun else ClipStatus.QUEUED
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.channel import open_channel
-from services.common.errors import ServiceError
+from services.common.errors import ServiceError, Unavailable
 from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.common.lifecycle import App
@@ -47,6 +47,7 @@ class SteeredUploads:
         self.known: dict[str, ClipUpload] = {}
         self.discarded: list[str] = []
         self.refuse: ServiceError | None = None
+        self.away = False
         self.rate_limits: tuple[tuple[str, str], ...] = ()
         self._objects = objects
         self._folder = folder
@@ -66,6 +67,8 @@ class SteeredUploads:
         return Begun([self.known.setdefault(clip.upload_id, fresh)], self.rate_limits)
 
     async def get(self, owner: str, upload_id: str) -> ClipUpload | None:
+        if self.away:
+            raise Unavailable("the upload service is away")
         return self.known.get(upload_id)
 
     async def discard(self, owner: str, upload_id: str) -> None:

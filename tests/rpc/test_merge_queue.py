@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,11 @@ from services.common.keys import KeyRing
 from services.common.state import owned_key, owner_prefix
 from services.merge import wiring
 from services.merge.domain import Clip, Session, SessionState, UnitState
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.planner import ClipUpload, UploadStatus
+from services.merge.status import view
 from tests.rpc.merge_world import SteeredMedia, World, running
+from twotruths.merge.v1 import merge_pb2, merge_service_pb2
 
 SHARE = 4
 SWEEP_SECONDS = 15.0
@@ -95,3 +100,55 @@ async def test_when_a_job_ends_the_owners_next_one_follows_at_once(
         while [e.value.state async for e in sessions.list(owner_prefix("alice"))] != [SessionState.COMPLETED] * 6:
             await asyncio.sleep(0.05)
     assert asyncio.get_running_loop().time() - started < SWEEP_SECONDS, "no job waited for a sweep"
+
+
+async def test_while_the_upload_service_is_away_the_status_shows_what_is_known(
+    world: World, nats_client: Client, nats_url: str, keys: KeyRing, tmp_path: Path
+) -> None:
+    initiated = await world.initiate()
+    uploads, session_id = initiated.upload_sessions, initiated.merge_session_id
+    half = ClipUpload(uploads[0].session_id, UploadStatus.IN_PROGRESS, 0.5)
+    world.uploads.known[half.id] = half
+    before = await world.status(session_id)
+    assert before.videos[0].status == merge_pb2.CLIP_STATUS_UPLOADING
+    assert before.estimated_remaining_seconds > 0
+    world.uploads.away = True
+    for _ in range(2):
+        assert await world.status(session_id) == before
+    request = merge_service_pb2.WatchMergeRequest(merge_session_id=session_id)
+    watch = world.merges.WatchMerge(request, metadata=world.as_player("alice"))
+    async for response in watch:
+        assert response.merge_session == before
+        watch.cancel()
+        break
+
+
+async def test_a_session_that_failed_stays_where_it_was_though_all_hints_are_lost(
+    world: World, sessions: JetStreamStateStore[Session]
+) -> None:
+    def refuse(kind: str) -> None:
+        if kind == "normalise":
+            raise MediaError(ErrorType.DECODE_FAILED, "it cannot be decoded")
+
+    await world.worker(SteeredMedia(refuse))
+    initiated = await world.initiate()
+    session_id = initiated.merge_session_id
+    half = ClipUpload(initiated.upload_sessions[1].session_id, UploadStatus.IN_PROGRESS, 0.5)
+    world.uploads.known[half.id] = half
+    assert (await world.status(session_id)).videos[1].progress_percent > 0
+    await world.uploads.complete(initiated.upload_sessions[0].session_id)
+    entry = await sessions.get(owned_key("alice", session_id))
+    assert entry is not None
+    await sessions.update(entry.key, replace(entry.value, title="look"), entry.revision)  # wakes the controller
+    failed = await world.until(session_id, merge_pb2.MERGE_STATUS_FAILED)
+    assert [clip.status for clip in failed.videos] == [
+        merge_pb2.CLIP_STATUS_FAILED,
+        merge_pb2.CLIP_STATUS_UPLOADING,
+        merge_pb2.CLIP_STATUS_PENDING,
+    ]
+    entry = await sessions.get(owned_key("alice", session_id))
+    assert entry is not None
+    afterwards = view(entry.value, {}, lambda *_: 0.0)  # as another replica sees it, with the upload service away
+    assert afterwards.overall_percent == failed.overall_progress_percent > 0
+    assert [clip.percent for clip in afterwards.clips] == [clip.progress_percent for clip in failed.videos]
+    assert not failed.HasField("estimated_remaining_seconds")

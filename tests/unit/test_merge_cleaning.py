@@ -12,8 +12,14 @@ import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore
-from services.common.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, ServiceError
-from services.common.state import Entry, owned_key
+from services.common.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    ServiceError,
+    Unavailable,
+)
+from services.common.state import Entry, mutate, owned_key, owner_prefix
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import Retention, SessionCleaner
 from services.merge.controller import MergeController
@@ -29,14 +35,15 @@ from services.merge.domain import (
     StoredFile,
     Storyboard,
     Unit,
+    UnitRef,
     UnitState,
     Video,
 )
-from services.merge.jobs import MergeJob
+from services.merge.jobs import KINDS, MergeJob
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
 from services.merge.service import MergeSessions
-from services.merge.transitions import cancel, fail
+from services.merge.transitions import cancel, claim, fail
 from services.merge.videos import video_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -315,3 +322,52 @@ async def test_a_session_whose_uploads_are_refused_for_good_is_forgotten(house: 
     house.uploads.refusal, house.now = InvalidArgument("too large"), NOW
     await house.controller.reconcile(KEY)
     assert await house.session() is None
+
+
+async def test_a_sweep_asks_for_a_bounded_number_of_sessions_and_for_all_of_them_in_turn(house: House) -> None:
+    waiting = tuple(replace(clip, source_key="") for clip in uploaded_session().clips)
+    for n in range(250):
+        session = replace(uploaded_session(), id=f"s{n}", owner=f"u{n}", clips=waiting)
+        await house.sessions.create(owned_key(session.owner, session.id), session)
+    asked: list[str] = []
+
+    async def get(owner: str, upload_id: str) -> ClipUpload | None:
+        asked.append(owner)
+        if away:
+            raise Unavailable("away")
+        return None
+
+    house.uploads.get = get  # type: ignore[method-assign]  # the one call that counts here
+    away, everybody = False, set[str]()
+    for _ in range(3):
+        asked.clear()
+        await house.controller._sweep()
+        assert len(set(asked)) <= 100
+        everybody |= set(asked)
+    assert len(everybody) == 250
+    away = True
+    asked.clear()
+    await house.controller._sweep()
+    assert len(set(asked)) == 1, "one that gets no answer is enough to know"
+    house.now += timedelta(hours=1)
+    await house.controller._sweep()
+    states = {entry.value.state async for entry in house.sessions.list()}
+    assert states == {SessionState.FAILED}, "deadlines do not wait for the upload service"
+
+
+async def test_a_job_that_was_taken_from_its_worker_leaves_the_queue(house: House) -> None:
+    await house.sessions.create(KEY, uploaded_session())
+    await house.controller.reconcile(KEY)
+    delivery = await house.queue.fetch(KINDS, 1)
+    assert delivery is not None
+    await mutate(house.sessions, KEY, lambda s: claim(s, s.units[0].ref, "stuck", 1, house.now))
+    house.now += timedelta(minutes=15)
+    await house.controller.reconcile(KEY)
+    session = await house.session()
+    assert session is not None
+    taken = next(unit for unit in session.units if unit.state is UnitState.FAILED)
+    assert taken.ref.job_id(ID) not in await house.queue.unfinished(owner_prefix("alice"))
+    house.now += timedelta(seconds=2)
+    await house.controller.reconcile(KEY)
+    again = UnitRef(taken.kind, taken.clip_index, 0, 2)
+    assert again.job_id(ID) in await house.queue.unfinished(owner_prefix("alice"))

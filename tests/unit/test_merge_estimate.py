@@ -1,0 +1,86 @@
+"""What the progress board measures, and what follows from it for how long a session will take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from services.common.progress import Progress
+from services.merge.board import ProgressBoard
+from services.merge.domain import Clip, JobKind, Outcome, Session, SessionState, Unit, UnitState
+from services.merge.estimate import remaining_seconds, seconds_after_last_upload
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Time:
+    """Goes on when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def session(*seconds: float) -> Session:
+    clips = tuple(Clip(i, f"upload{i}", f"{i}.mp4", 1, s, "video/mp4") for i, s in enumerate(seconds))
+    return Session("s", "alice", "", "", clips, NOW, NOW, NOW)
+
+
+def work(
+    board: ProgressBoard, time: Time, unit: str, speed: float, *, seconds: int = 30, total: int = 10_000
+) -> None:
+    """A worker tells its progress every quarter of a second."""
+    for step in range(4 * seconds):
+        board.note(Progress("merge", "s", unit, round(step * speed / 4), 10_000))
+        time.now += 0.25
+
+
+def test_the_speed_is_that_of_the_latest_work_and_no_gap_or_new_attempt_disturbs_it() -> None:
+    board = ProgressBoard(time := Time())
+    work(board, time, "normalise0", 60)
+    assert board.speed("normalise") == pytest.approx(60, rel=0.05)
+    time.now += 3600
+    work(board, time, "normalise0", 60, seconds=1)  # the next attempt, an hour later, from the start
+    assert board.speed("normalise") == pytest.approx(60, rel=0.05)
+    work(board, time, "normalise1", 10)
+    assert board.speed("normalise") == pytest.approx(10, rel=0.1)
+    merging = board.speed("merge")
+    assert merging > 100, "joining was not measured yet"
+
+
+def test_what_remains_falls_with_the_work_and_is_shared_by_the_workers_that_are_busy() -> None:
+    board, plain = ProgressBoard(time := Time()), session(10, 10, 10)
+    work(board, time, "normalise0", 30)
+    alone = remaining_seconds(replace(plain, id="other"), board)
+    assert alone == pytest.approx(1 + 900 / 30 + 1800 / board.speed("merge"), rel=0.1)
+    for unit in ("normalise1", "normalise2"):
+        board.note(Progress("merge", "s", unit, 1, 300))
+    assert board.busy() == 3
+    together = remaining_seconds(replace(plain, id="other"), board)
+    assert together == pytest.approx(1 + 300 / 30 + 1800 / board.speed("merge"), rel=0.1)
+    half = ProgressBoard(time)
+    half.note(Progress("merge", "s", "normalise0", 150, 300))
+    before, after = remaining_seconds(plain, ProgressBoard(time)), remaining_seconds(plain, half)
+    assert before is not None
+    assert after is not None
+    assert after < before
+    assert remaining_seconds(replace(plain, state=SessionState.FAILED), board) is None
+
+
+def test_the_estimate_at_the_beginning_is_of_the_longest_clip_at_the_measured_speed() -> None:
+    board, asked = ProgressBoard(time := Time()), replace(session(5, 20, 10), id="new")
+    slow = seconds_after_last_upload(asked, board)
+    work(board, time, "normalise0", 300)
+    quick = seconds_after_last_upload(asked, board)
+    assert slow == pytest.approx(1 + 600 / 20 + 2100 / 300, rel=0.01)
+    assert quick == pytest.approx(1 + 600 / 300 + 2100 / 300, rel=0.1)
+
+
+def test_a_clip_that_is_normalised_is_not_waited_for() -> None:
+    board, whole = ProgressBoard(Time()), session(10, 10)
+    done = Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=Outcome(frames=(300,)))
+    left = remaining_seconds(replace(whole, units=(done,)), board)
+    assert left == pytest.approx(1 + 300 / 20 + 1200 / 300, rel=0.01)
