@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from services.merge.delivery import is_copied
-from services.merge.domain import WHOLE_SESSION, Clip, JobKind, Session, SessionState, unit_name
+from services.merge.domain import Clip, JobKind, Session, SessionState
 from services.merge.timeline import FPS
 
 _MERGE_PASSES = 2  # joining counts each frame twice: copied and verified
@@ -47,7 +47,8 @@ def seconds_after_last_upload(session: Session, pace: Pace) -> float:
 def _frames_left(session: Session, clip: Clip, pace: Pace) -> float:
     if session.done(JobKind.NORMALISE, clip.index) is not None or is_copied(session):
         return 0.0
-    done = pace.fraction(session.id, unit_name(JobKind.NORMALISE, clip.index))
+    unit = session.unit(JobKind.NORMALISE, clip.index)
+    done = pace.fraction(session.id, unit.name) if unit is not None else 0.0
     return _frames(session, clip, pace) * (1.0 - done)
 
 
@@ -55,8 +56,9 @@ def _merging(session: Session, pace: Pace) -> float:
     if session.done(JobKind.MERGE) is not None:
         return 0.0
     frames = sum(_frames(session, clip, pace) for clip in session.clips)
-    left = 1.0 - pace.fraction(session.id, unit_name(JobKind.MERGE, WHOLE_SESSION))
-    return frames * _MERGE_PASSES * left / pace.speed("merge")
+    unit = session.unit(JobKind.MERGE)
+    done = pace.fraction(session.id, unit.name) if unit is not None else 0.0
+    return frames * _MERGE_PASSES * (1.0 - done) / pace.speed("merge")
 
 
 def _frames(session: Session, clip: Clip, pace: Pace) -> float:
@@ -64,7 +66,8 @@ def _frames(session: Session, clip: Clip, pace: Pace) -> float:
     made = session.done(JobKind.NORMALISE, clip.index)
     if made is not None and made.frames:
         return float(made.frames[0])
-    told = pace.frames(session.id, unit_name(JobKind.NORMALISE, clip.index))
+    unit = session.unit(JobKind.NORMALISE, clip.index)
+    told = pace.frames(session.id, unit.name) if unit is not None else None
     if told is not None:
         return float(told)
     probed = session.done(JobKind.PROBE, clip.index)

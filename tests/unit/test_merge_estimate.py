@@ -63,7 +63,8 @@ def test_what_remains_falls_with_the_work_and_is_shared_by_the_workers_that_are_
     assert together == pytest.approx(1 + 300 / 30 + 1800 / board.speed("merge"), rel=0.1)
     half = ProgressBoard(time)
     half.note(Progress("merge", "s", "normalise0", 150, 300))
-    before, after = remaining_seconds(plain, ProgressBoard(time)), remaining_seconds(plain, half)
+    begun = replace(plain, units=(Unit(JobKind.NORMALISE, 0, NOW),))
+    before, after = remaining_seconds(begun, ProgressBoard(time)), remaining_seconds(begun, half)
     assert before is not None
     assert after is not None
     assert after < before
