@@ -249,7 +249,7 @@ def test_a_replaced_clip_redoes_only_itself() -> None:
     session = plan(replace(session, clips=tuple(clips)), {}, NOW)
     assert [u.ref.job_id("s") for u in session.unfinished] == ["s-probe1-1-1"]
     session = do(session, JobKind.PROBE, 1, Outcome(clip=replace(webm, sha256="d" * 64)))
-    assert [u.name for u in session.unfinished] == ["normalise1"]
+    assert [u.name for u in session.unfinished] == ["normalise1-1"]
     assert session.unit(JobKind.MERGE) is None
     session = do(session, JobKind.NORMALISE, 1, Outcome(object_key="new", frames=(60,)))
     assert unit(session, JobKind.MERGE).generation == 1
