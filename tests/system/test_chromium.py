@@ -1,4 +1,5 @@
-"""What people see: a merged video in Chromium, played through and sought to each statement."""
+"""What people see: a merged video in Chromium, and its HLS rendition in hls.js, played through and sought to each
+statement."""
 
 from __future__ import annotations
 
@@ -16,15 +17,29 @@ import pytest
 from aiohttp import web
 
 from mesh.clips import BLUE, GREEN, RED
+from services.gateway.playlists import playlist
 from services.merge.media.runner import MediaRunner
 from services.merge.timeline import FPS, Canvas, Quality, Segment, segments
 from tests.contract.recordings import Audio, Recording, record
+from twotruths.merge.v1.video_pb2 import Video
 
 HERE = Path(__file__).parent
 COLOURS = (RED, GREEN, BLUE)
 NEVER = Fraction(99, 100)
-PAGE = '<!doctype html><link rel="icon" href="data:,"><video src="/video.mp4" muted preload="auto"></video>'
+ICON = '<!doctype html><link rel="icon" href="data:,">'
+HLS_JS = HERE / "node_modules" / "hls.js" / "dist" / "hls.min.js"
+PAGES = {
+    "video": ICON + '<video src="/video.mp4" muted preload="auto"></video>',
+    "hls": ICON
+    + """<video muted></video><script src="/hls.js"></script><script>
+        const hls = new Hls({ enableWorker: false });
+        hls.loadSource("/hls.m3u8?signature=a%2Bb");
+        hls.attachMedia(document.querySelector("video"));
+        hls.on(Hls.Events.ERROR, (_, error) => { throw new Error(error.details) });
+    </script>""",
+}
 CANVAS = Canvas(320, 180)
+SIGNED = "?signature=a%2Bb"
 PATIENCE = 90  # seconds; it takes six
 
 
@@ -44,25 +59,46 @@ async def tiles_fixture(tmp_path: Path) -> tuple[Segment, ...]:
         parts.append(tmp_path / f"{number}.part")
         await runner.normalise(source, parts[-1], CANVAS, Quality.MEDIUM, lambda *step: None)
     merged = await runner.merge(parts, tmp_path / "video.mp4", Quality.MEDIUM, lambda *step: None)
+    posters = [tmp_path / f"{number}.jpg" for number in range(3)]
+    rendition = tmp_path / "hls.mp4"
+    files = await runner.sidecars(
+        tmp_path / "video.mp4", [*posters, tmp_path / "sheet.jpg", rendition], merged.frames
+    )
+    video = Video(fps=FPS, frame_count=sum(merged.frames))
+    video.sidecars.rendition.file.size = rendition.stat().st_size
+    video.sidecars.rendition.offsets.extend(files.part_offsets)
+    video.sidecars.rendition.start_frames.extend(files.part_frames)
+    (tmp_path / "hls.m3u8").write_text(playlist(video, SIGNED))
     return segments(merged.frames)
 
 
 @pytest.fixture(name="address")
 async def address_fixture(tmp_path: Path) -> AsyncIterator[str]:
-    async def page(_: web.Request) -> web.Response:
-        return web.Response(text=PAGE, content_type="text/html")
+    async def page(request: web.Request) -> web.Response:
+        return web.Response(text=PAGES[request.match_info["page"]], content_type="text/html")
 
-    async def video(_: web.Request) -> web.FileResponse:
-        return web.FileResponse(tmp_path / "video.mp4")
+    async def file(request: web.Request) -> web.FileResponse:
+        name = request.match_info["file"]
+        assert name == "video.mp4" or request.query_string == SIGNED[1:], "the permission is carried on"
+        return web.FileResponse(tmp_path / name)
+
+    async def script(_: web.Request) -> web.FileResponse:
+        return web.FileResponse(HLS_JS)
 
     app = web.Application()
-    app.add_routes([web.get("/", page), web.get("/video.mp4", video)])
+    app.add_routes(
+        [
+            web.get("/page/{page}", page),
+            web.get("/hls.js", script),
+            web.get(r"/{file:video\.mp4|hls\.mp4|hls\.m3u8}", file),
+        ]
+    )
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     host, port = runner.addresses[0][:2]
-    yield f"http://{host}:{port}/"
+    yield f"http://{host}:{port}/page/"
     await runner.cleanup()
 
 
@@ -93,12 +129,13 @@ def statement(seen: list[int]) -> int:
     return distances.index(min(distances))
 
 
+@pytest.mark.parametrize("page", list(PAGES))
 async def test_chromium_plays_it_and_a_seek_to_a_start_shows_that_statement(
-    tiles: tuple[Segment, ...], address: str
+    page: str, tiles: tuple[Segment, ...], address: str
 ) -> None:
     starts = [tile.start_time for tile in tiles]
     lasts = [tile.end_time - 1 / (2 * FPS) for tile in tiles]  # the middle of each segment's last frame
-    shown = await watched(address, [*reversed(starts), *lasts])
+    shown = await watched(address + page, [*reversed(starts), *lasts])
 
     assert shown["duration"] == pytest.approx(tiles[-1].end_time, abs=0.03)
     assert (shown["width"], shown["height"]) == (CANVAS.width, CANVAS.height)
