@@ -55,6 +55,7 @@ class Source:
                 "r",
                 options={"format_whitelist": FORMATS, "max_pixels": str(self.limits.max_pixels)},
                 buffer_size=READ_BYTES,
+                metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a clip
                 io_open=_refuse,
             )
         with container:
