@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_DELIVERIES = 5
 _HINT_SECONDS = 0.25
+_LOOK_SECONDS = 1.0  # a cancelled job stops within two, even if the hint of it was lost
 
 
 class MergeWorker:
@@ -151,7 +152,7 @@ class MergeWorker:
                     await delivery.keep()
                     changed.clear()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(self._queue.ack_wait / 3):
+                        async with asyncio.timeout(min(_LOOK_SECONDS, self._queue.ack_wait / 3)):
                             await changed.wait()
             finally:
                 listening.cancel()

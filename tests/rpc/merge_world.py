@@ -195,8 +195,8 @@ class World:
         self.merges = merge_service_pb2_grpc.MergeServiceStub(self.channel)
         self.videos = video_service_pb2_grpc.VideoServiceStub(self.channel)
 
-    async def worker(self, media: SteeredMedia) -> App:
-        """Starts a worker."""
+    async def worker(self, media: SteeredMedia | None) -> App:
+        """Starts a worker; without ``media`` it does real work."""
         app = await self.stack.enter_async_context(wiring.build_worker(self.settings, media=media))
         await self._run(app)
         return app

@@ -15,13 +15,14 @@ from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, M
 from services.common.errors import ResourceExhausted
 from services.common.jobs import Job
 from services.common.objects import ObjectInfo
-from services.common.state import Entry, owned_key
+from services.common.state import Entry, mutate, owned_key
 from services.merge.domain import Clip, JobKind, Outcome, Session, Unit, UnitRef, UnitState
 from services.merge.jobs import KINDS, MergeJob, job_for
 from services.merge.media.protocol import MAX_NUMBER, ProtocolError, parse_progress, parse_result
 from services.merge.ports import OnProgress
 from services.merge.scratch import Scratch
 from services.merge.timeline import Canvas, ClipInfo, MergedFile
+from services.merge.transitions import cancel
 from services.merge.work import MergeWork
 from services.merge.worker import MergeWorker
 from tests.rpc.merge_world import SteeredMedia
@@ -108,6 +109,29 @@ async def test_a_job_that_cannot_be_read_is_left_to_others_and_then_buried(sessi
             await asyncio.sleep(0.01)
     assert [job.id for job, _ in queue.dead] == ["strange"]
     assert (await sessions.unit()).state is UnitState.DONE, "the others' jobs are done meanwhile"
+    await stop(task)
+
+
+async def test_a_cancelled_job_stops_within_two_seconds_though_nobody_was_told(sessions: Sessions) -> None:
+    started, stopped = asyncio.Event(), asyncio.Event()
+
+    class Hanging(QuickWork):
+        async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+            raise AssertionError("it hangs until it is cancelled")
+
+    queue = MemoryJobQueue(ack_wait=30)
+    await published(sessions, queue)
+    worker = MergeWorker(sessions, queue, MemoryProgressBus(), Hanging(), clock=lambda: NOW, decode=decode)
+    task = asyncio.create_task(worker.run())
+    await started.wait()
+    await mutate(sessions, KEY, lambda s: cancel(s, NOW))
+    async with asyncio.timeout(2):
+        await stopped.wait()
     await stop(task)
 
 
