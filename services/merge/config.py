@@ -40,7 +40,7 @@ class MergeSettings(CommonSettings):
     max_clip_frames: int = Field(
         15_000, ge=1, description="the most pictures in a clip: 60 s at 240 a second, and more"
     )
-    max_clip_streams: int = Field(8, ge=1, description="the most tracks in a clip")
+    max_clip_streams: int = Field(16, ge=1, description="the most tracks in a clip")
 
     merge_even_loudness: bool = Field(True, description="bring every clip to a loudness of -16 LUFS")
 

@@ -43,6 +43,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "b": "2M"}),
     "av1": ("libsvtav1", {"preset": "12", "crf": "20", "svtav1-params": "lp=1"}),
 }
+LIVE = {"webm": {"live": "1"}, "mp4": {"movflags": "frag_keyframe+delay_moov+default_base_moof"}}
 SOUNDS = {"aac": "aac", "opus": "libopus", "pcm": "pcm_s16le", "mp3": "libmp3lame"}
 
 
@@ -123,7 +124,8 @@ def record(path: Path, recording: Recording) -> Path:
     container = {".mkv": "matroska"}.get(recording.suffix, recording.suffix.removeprefix("."))
     with path.open("wb") as file:
         target = _Pipe(file) if recording.live else file
-        with av.open(target, "w", format=container, options={"live": "1"} if recording.live else {}) as out:
+        options = LIVE[container] if recording.live else {}
+        with av.open(target, "w", format=container, options=options) as out:
             video = _video(out, recording)
             audio = _audio(out, recording.audio) if recording.audio else None
             packets: list[Packet[Any]] = [*_pictures(video, recording)]

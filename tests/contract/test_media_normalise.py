@@ -96,6 +96,8 @@ def check(recording: Recording, source: Path, frames: int) -> Path:
         pytest.param(
             Recording(codec="vp9", suffix=".webm", audio=OPUS, size=(163, 121)), 30, id="VP9 of odd size"
         ),
+        pytest.param(Recording(live=True, options={"g": "15"}), 30, id="fragmented MP4"),
+        pytest.param(Recording(live=True, audio=OPUS), 30, id="fragmented MP4 with Opus"),
         pytest.param(Recording(codec="av1"), 30, id="AV1 in MP4"),
         pytest.param(Recording(codec="av1", suffix=".webm", audio=OPUS, live=True), 30, id="AV1 in WebM"),
         pytest.param(Recording(audio=Audio(rate=44_100)), 30, id="44.1 kHz"),
@@ -297,6 +299,28 @@ def test_sound_is_not_cut_up_for_timestamps_that_waver(tmp_path: Path) -> None:
     wavering = replace(recording, audio=replace(recording.audio, jitter=Fraction(6, 1000)))
     heard = [samples(normalised(record(tmp_path / n, r))[1]) for n, r in (("a", recording), ("b", wavering))]
     assert heard[0] == heard[1]
+
+
+def test_sound_is_taken_from_the_first_track_that_can_be_heard(tmp_path: Path) -> None:
+    """A phone's recording has tracks that only its maker reads, sound among them."""
+    recording = Recording()
+    plain, source = record(tmp_path / "a", recording), tmp_path / "b.mp4"
+    with av.open(plain) as container, av.open(source, "w") as out:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        picture = out.add_stream_from_template(video)
+        sounds = [out.add_stream_from_template(sound) for _ in range(11)]
+        for packet in container.demux(video, sound):
+            for stream in (picture,) if packet.stream is video else sounds:
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+    source.write_bytes(source.read_bytes().replace(b"mp4a", b"XYZa", 1).replace(b"esds", b"XYZd", 1))
+    with av.open(source) as container:
+        assert len(container.streams) == 12
+        assert [bool(stream.codec_context) for stream in container.streams.audio] == [False] + 10 * [True]
+
+    assert probed(source).audio_codec == "aac"
+    check(recording, source, 30)
 
 
 # Several pictures, several sizes

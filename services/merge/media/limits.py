@@ -27,7 +27,7 @@ class Limits:
     output_bytes: int = 4 << 30
     max_clip_seconds: float = 60.0
     max_pixels: int = 4096 * 2304
-    max_streams: int = 8
+    max_streams: int = 16  # a phone adds spatial sound, depth and half a dozen tracks of metadata
     max_source_frames: int = 15_000
     locked: bool = True
 
