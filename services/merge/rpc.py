@@ -9,11 +9,13 @@ from typing import Any
 import grpc
 
 from services.common import context, ratelimits
-from services.common.errors import FieldViolation, InvalidArgument, Unimplemented
+from services.common.errors import FieldViolation, InvalidArgument
 from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.merge.domain import Clip, JobKind, Reason, Session
+from services.merge.health import ProcessingHealth
 from services.merge.messages import chapter_message, preset_message, segment_message, storyboard_urls
+from services.merge.messages_health import health_message
 from services.merge.planner import ClipUpload
 from services.merge.presets import PRESETS
 from services.merge.requests import NewClip, NewSession
@@ -46,10 +48,12 @@ Rpc = grpc.aio.ServicerContext[Any, Any]
 
 
 class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
-    """twotruths.merge.v1.MergeService."""
+    """twotruths.merge.v1.MergeService. ``store``: where bytes are kept, "s3" or "directory"."""
 
-    def __init__(self, sessions: MergeSessions) -> None:
+    def __init__(self, sessions: MergeSessions, health: ProcessingHealth, *, store: str) -> None:
         self._sessions = sessions
+        self._health = health
+        self._store = store
 
     async def InitiateMerge(  # noqa: N802  the contract's name
         self, request: merge_service_pb2.InitiateMergeRequest, rpc: Rpc
@@ -128,8 +132,10 @@ class MergeServicer(merge_service_pb2_grpc.MergeServiceServicer):
         ratelimits.tell(rpc, begun.rate_limits)
         return merge_service_pb2.ReplaceClipResponse(upload_session=_upload_session(clip, begun.uploads[0]))
 
-    async def GetProcessingHealth(self, request: Any, rpc: Rpc) -> Any:  # noqa: N802  the contract's name
-        raise Unimplemented("GetProcessingHealth is not served yet")
+    async def GetProcessingHealth(  # noqa: N802  the contract's name
+        self, request: merge_service_pb2.GetProcessingHealthRequest, rpc: Rpc
+    ) -> merge_service_pb2.GetProcessingHealthResponse:
+        return health_message(await self._health.check(), store=self._store)
 
 
 def _new_clips(request: merge_service_pb2.InitiateMergeRequest) -> list[NewClip]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 from nats.aio.client import Client
 
@@ -26,6 +29,7 @@ from services.common.playback import PlaybackSigner
 from services.common.server import GrpcServer
 from services.common.state import owned_key
 from services.merge import rpc, rpc_videos
+from services.merge.adapters.queue_load import JetStreamQueueLoad
 from services.merge.adapters.upload_client import UploadClient
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import Retention, SessionCleaner
@@ -34,8 +38,10 @@ from services.merge.controller import MergeController
 from services.merge.dead import DeadLetters
 from services.merge.deadlines import Deadlines
 from services.merge.domain import Session, Video
+from services.merge.health import Library, ProcessingHealth, WorkerReport
+from services.merge.heartbeat import Heartbeat
 from services.merge.jobs import KINDS, MergeJob
-from services.merge.media import sandbox
+from services.merge.media import library, sandbox
 from services.merge.media.limits import Limits
 from services.merge.media.runner import MediaRunner
 from services.merge.ports import Media, Uploads
@@ -57,6 +63,7 @@ NO_SANDBOX = (
 SESSIONS = RecordCodec(Session, record_pb2.MergeRecord, remember=2_000)  # an owner's are read at each change
 VIDEOS = RecordCodec(Video, record_pb2.VideoRecord)
 JOBS = RecordCodec(MergeJob, record_pb2.JobMessage)
+WORKERS = RecordCodec(WorkerReport, record_pb2.WorkerRecord)
 
 
 class UploadEvents:
@@ -148,10 +155,20 @@ async def build_controller(
             max_clip_seconds=settings.max_clip_seconds,
             timing=timing,
         )
+        store = "s3" if settings.s3_bucket else "directory"
+        health = ProcessingHealth(
+            JetStreamQueueLoad(nats, clock=clock),
+            await _reports(nats, settings),
+            objects,
+            lambda: {} if settings.s3_bucket else {"data": _free_bytes(settings.data_dir)},
+            clock=clock,
+        )
         signer = PlaybackSigner.from_file(settings.playback_keys_file)
         merged = MergedVideos(videos, signer, clock=clock, ttl=settings.playback_ttl_seconds)
         server.add(
-            rpc.MERGE_SERVICE, merge_service_pb2_grpc.add_MergeServiceServicer_to_server, rpc.MergeServicer(merges)
+            rpc.MERGE_SERVICE,
+            merge_service_pb2_grpc.add_MergeServiceServicer_to_server,
+            rpc.MergeServicer(merges, health, store=store),
         )
         server.add(
             rpc_videos.VIDEO_SERVICE,
@@ -213,7 +230,14 @@ async def build_worker(
         )
         if not lacking:
             server.also_healthy("sandbox")
-        yield App(server, (worker.run,))
+        heartbeat = Heartbeat(
+            await _reports(nats, settings),
+            library.describe if media is None else _no_library,
+            scratch=settings.scratch_dir,
+            sandbox_lacks=lacking,
+            clock=clock,
+        )
+        yield App(server, (worker.run, heartbeat.run))
 
 
 @asynccontextmanager
@@ -238,6 +262,25 @@ async def open_dead_letters(nats_url: str, *, within: float) -> AsyncIterator[De
 
 def _retention(settings: MergeSettings) -> Retention:
     return Retention(timedelta(days=settings.clip_retention_days), timedelta(days=settings.session_retention_days))
+
+
+async def _no_library() -> Library:
+    """What stands in for the media work is no library."""
+    return Library()
+
+
+def _free_bytes(folder: Path) -> int:
+    """Raises OSError when the folder cannot be made or written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written to")
+    return shutil.disk_usage(folder).free
+
+
+async def _reports(nats: Client, settings: MergeSettings) -> JetStreamStateStore[WorkerReport]:
+    store = JetStreamStateStore(nats, "workers", WORKERS, replicas=settings.nats_replicas, marker_ttl=60)
+    await store.ensure()
+    return store
 
 
 async def _connected(stack: AsyncExitStack, settings: MergeSettings, name: str) -> Client:

@@ -19,7 +19,6 @@ from services.common.errors import (
     NotFound,
     PermissionDenied,
     ResourceExhausted,
-    Unimplemented,
 )
 from services.common.keys import KeyRing
 from services.common.playback import PlaybackSigner
@@ -353,13 +352,6 @@ async def test_a_finished_session_cannot_be_cancelled(world: World) -> None:
     request = merge_service_pb2.CancelMergeRequest(merge_session_id=initiated.merge_session_id)
     error = await refusal(world.merges.CancelMerge(request, metadata=world.as_player("alice")))
     assert (type(error), error.reason) == (FailedPrecondition, "ALREADY_COMPLETED")
-
-
-async def test_only_what_a_later_issue_fills_is_unimplemented(world: World) -> None:
-    alice = world.as_player("alice")
-    calls = (world.merges.GetProcessingHealth(merge_service_pb2.GetProcessingHealthRequest(), metadata=alice),)
-    for call in calls:
-        assert isinstance(await refusal(call), Unimplemented)
 
 
 async def test_scopes_are_asked_for(world: World) -> None:
