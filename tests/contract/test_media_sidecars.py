@@ -19,6 +19,7 @@ from mesh.clips import BLUE, FLASH_AT, FLASH_SECONDS, GREEN, RED, WHITE, Colour,
 from services.merge.media import loudness
 from services.merge.media.loudness import PEAK_DBTP, TARGET_LUFS, evened, measured
 from services.merge.media.runner import MediaRunner
+from services.merge.media.stills import CANDIDATES, most_telling
 from services.merge.timeline import FPS, SAMPLE_RATE, Canvas, MergedFile, Quality, SidecarFiles, segments
 from tests.contract.media_fixtures import Picture, looks_like, pictures, samples
 
@@ -174,6 +175,22 @@ def test_each_statement_has_a_poster_of_itself(made: Made) -> None:
         assert b"Lavc" not in path.read_bytes()
 
 
+@pytest.mark.parametrize("place", CANDIDATES)
+@pytest.mark.parametrize("count", [1, 10, 40])
+def test_a_poster_is_neither_black_nor_a_flash_if_the_first_second_shows_more(place: int, count: int) -> None:
+    def plain(luma: int) -> VideoFrame:
+        frame = VideoFrame(64, 36, "yuv420p")
+        for plane, value in zip(frame.planes, (luma, 128, 128), strict=True):
+            plane.update(bytes([value]) * plane.buffer_size)
+        return frame
+
+    frames = [plain(16 if number % 2 else 235) for number in range(count)]
+    telling = frames[min(place, count - 1)]
+    half = telling.planes[0].buffer_size // 2
+    telling.planes[0].update(bytes([60]) * half + bytes([120]) * half)
+    assert most_telling(frames) is telling
+
+
 def test_the_storyboards_tiles_begin_at_every_statement_and_show_it(made: Made) -> None:
     files, starts = made.files, [segment.start_frame for segment in segments(made.merged.frames)]
     board = picture(made.targets[3])
@@ -225,3 +242,25 @@ async def test_a_job_that_fails_leaves_no_sidecar(made: Made, tmp_path: Path) ->
     with pytest.raises(Exception, match="rendition"):
         await MediaRunner().sidecars(made.video, targets, (29, 22, 162))
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_lies_beside_a_video_that_was_copied_is_turned_as_it_is(tmp_path: Path) -> None:
+    sources = [tmp_path / f"{number}.mov" for number in range(2)]
+    for source, colour in zip(sources, COLOURS, strict=False):
+        make_clip(source, seconds=1, colour=colour, size=SIZE, rotation=90)
+    runner, video = MediaRunner(), tmp_path / "merged.mp4"
+    merged = await runner.copy(sources, video, Quality.LOW, lambda *_: None)
+    targets = [tmp_path / name for name in ("0.jpg", "1.jpg", "board.jpg", "hls.mp4")]
+    files = await runner.sidecars(video, targets, merged.frames)
+    assert files.tile_frames == files.part_frames == (0, 30)
+    assert (files.tile_width, files.tile_height) == (90, 160)
+    for path, colour in zip(targets[:2], COLOURS, strict=False):
+        poster = picture(path)
+        assert (poster.width, poster.height) == (360, 640)
+        assert shows(poster, 0.5, 0.6, colour)
+        corners = {(x, y): Picture(Fraction(0), True, poster).yuv(x, y)[0] for x in (0.1, 0.9) for y in (0.1, 0.9)}
+        assert min(corners, key=lambda place: corners[place]) == (0.9, 0.1), "the stored top left corner, turned"
+    plain, fragmented = pictures(video), pictures(targets[3])
+    assert [one.number for one in fragmented] == [one.number for one in plain] == list(range(60))
+    assert {one.frame.rotation for one in fragmented} == {one.frame.rotation for one in plain} != {0}
+    assert samples(targets[3]) == samples(video)

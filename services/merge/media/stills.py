@@ -68,7 +68,7 @@ def write_stills(
             tiles[start] = small.shrunk(frames[0])
             if start in starts:
                 own = frames[: counts[list(starts).index(start)]]
-                starts[start].write(_jpeg(large.shrunk(_most_telling(own))))
+                starts[start].write(_jpeg(large.shrunk(most_telling(own))))
         board = _sheet(list(tiles.values()))
         sheet.write(_jpeg(board))
     first = next(iter(tiles.values()))
@@ -107,7 +107,8 @@ def _decoded(stream: VideoStream, packets: Sequence[Packet[Stream]]) -> list[Vid
     return frames
 
 
-def _most_telling(frames: Sequence[VideoFrame]) -> VideoFrame:
+def most_telling(frames: Sequence[VideoFrame]) -> VideoFrame:
+    """The candidate whose brightness varies most; of a short clip, what there is."""
     return max((frames[min(i, len(frames) - 1)] for i in CANDIDATES), key=_variety)
 
 
