@@ -15,6 +15,11 @@ class MergeSettings(CommonSettings):
 
     merge_listen: str = Field("127.0.0.1:50052", description="where the merge service listens")
     worker_listen: str = Field("127.0.0.1:0", description="where a worker answers health checks (port 0: any)")
+    chunk_seconds: float = Field(
+        20.0,
+        ge=1,
+        description="a longer clip is encoded in pieces of at most half of this, by several workers",
+    )
     worker_jobs: int = Field(1, ge=1, le=64, description="jobs a worker does at once")
     worker_threads: int = Field(1, ge=1, le=64, description="threads of each decoder and encoder")
     worker_sandbox: Literal["required", "if_possible"] = Field(

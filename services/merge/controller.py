@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -54,6 +55,7 @@ _ASKED_A_SWEEP = 100
 class MergeController:
     """The reconcile loop. ``encode`` makes a job's payload; ``sweep_seconds`` pass between sweeps.
 
+    ``whole_seconds``: a longer clip is encoded in pieces.
     ``jobs_per_owner``: how many unfinished jobs of one owner the queue may hold.
     """
 
@@ -70,6 +72,7 @@ class MergeController:
         clock: Clock,
         encode: Callable[[MergeJob], bytes],
         timing: Timing | None = None,
+        whole_seconds: float = math.inf,
         deadlines: Deadlines | None = None,
         sweep_seconds: float = 30.0,
         jobs_per_owner: int = 8,
@@ -84,6 +87,7 @@ class MergeController:
         self._clock = clock
         self._encode = encode
         self._timing = timing or Timing()
+        self._whole_seconds = whole_seconds
         self._deadlines = deadlines or Deadlines()
         self._sweep_seconds = sweep_seconds
         self._replacer = ClipReplacer(sessions, uploads, clock=clock, upload_seconds=self._timing.upload_seconds)
@@ -235,7 +239,8 @@ class MergeController:
     def _planned(self, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
         now = self._clock()
         in_time = enforce(session, now, self._deadlines)
-        planned = plan(in_time, uploads, now, timedelta(seconds=self._timing.processing_seconds))
+        processing = timedelta(seconds=self._timing.processing_seconds)
+        planned = plan(in_time, uploads, now, processing, whole_seconds=self._whole_seconds)
         if planned.state is SessionState.FAILED and session.state is SessionState.ACTIVE:
             seen = reached(session, self._seen(session), self._board.fraction)
             planned = replace(planned, reached=seen.reached)

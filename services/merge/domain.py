@@ -171,23 +171,26 @@ class UnitRef:
     clip_index: int
     generation: int
     attempt: int
+    chunk: int = 0
 
     @property
     def name(self) -> str:
         """The unit's name in progress hints: what was heard of a replaced clip says nothing of its successor."""
-        name = unit_name(self.kind, self.clip_index)
+        name = unit_name(self.kind, self.clip_index, self.chunk)
         return f"{name}-{self.generation}" if self.generation else name
 
     def job_id(self, session_id: str) -> str:
         """``<session>-<unit>-<generation>-<attempt>``: each attempt is a job of its own, so a retry is never
         refused for its predecessor that nobody acknowledged yet."""
-        return f"{session_id}-{unit_name(self.kind, self.clip_index)}-{self.generation}-{self.attempt}"
+        name = unit_name(self.kind, self.clip_index, self.chunk)
+        return f"{session_id}-{name}-{self.generation}-{self.attempt}"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
     """A unit of work and its current attempt (from 1). ``superseded`` attempts were replaced without having
-    failed."""
+    failed. A long clip is normalised by a unit for each ``chunk``: frames ``first_frame`` up to and without
+    ``end_frame``, which is 0 for the last one (and for the only one of a short clip)."""
 
     kind: JobKind
     clip_index: int
@@ -206,10 +209,13 @@ class Unit:
     retry_at: datetime | None = None
     deliveries: int = 0
     superseded: int = 0
+    chunk: int = 0
+    first_frame: int = 0
+    end_frame: int = 0
 
     @property
     def ref(self) -> UnitRef:
-        return UnitRef(self.kind, self.clip_index, self.generation, self.attempt)
+        return UnitRef(self.kind, self.clip_index, self.generation, self.attempt, self.chunk)
 
     @property
     def name(self) -> str:
@@ -270,13 +276,26 @@ class Session:
     closed: bool = False
     reached: Reached | None = None
 
-    def unit(self, kind: JobKind, clip_index: int = WHOLE_SESSION) -> Unit | None:
+    def unit(self, kind: JobKind, clip_index: int = WHOLE_SESSION, chunk: int = 0) -> Unit | None:
         """The unit of this kind for the clip as it is now (of its current generation), or None."""
         generation = self.generation(clip_index)
         for unit in self.units:
-            if (unit.kind, unit.clip_index, unit.generation) == (kind, clip_index, generation):
+            if (unit.kind, unit.clip_index, unit.generation, unit.chunk) == (kind, clip_index, generation, chunk):
                 return unit
         return None
+
+    def normalising(self, clip_index: int) -> tuple[Unit, ...]:
+        """The units that normalise the clip as it is now, in order of their chunks."""
+        generation = self.generation(clip_index)
+        place = (JobKind.NORMALISE, clip_index, generation)
+        units = (u for u in self.units if (u.kind, u.clip_index, u.generation) == place)
+        return tuple(sorted(units, key=lambda u: u.chunk))
+
+    def normalised(self, clip_index: int) -> tuple[Outcome, ...]:
+        """The clip's normalised pieces in order, one for a short clip; none while any is missing."""
+        units = self.normalising(clip_index)
+        made = tuple(u.outcome for u in units if u.state is UnitState.DONE and u.outcome is not None)
+        return made if len(made) == len(units) else ()
 
     def generation(self, clip_index: int) -> int:
         """The clip's generation; that of the whole session counts every replacement."""
@@ -325,7 +344,8 @@ def folder_of(session_id: str) -> str:
     return f"videos/{session_id}/"
 
 
-def unit_name(kind: JobKind, clip_index: int) -> str:
-    """A unit's short name: "probe0", "normalise2", "merge"."""
+def unit_name(kind: JobKind, clip_index: int, chunk: int = 0) -> str:
+    """A unit's short name: "probe0", "normalise2", its second chunk "normalise2c1", "merge"."""
     name = kind.removeprefix("JOB_KIND_").lower()
-    return name if clip_index == WHOLE_SESSION else f"{name}{clip_index}"
+    name = name if clip_index == WHOLE_SESSION else f"{name}{clip_index}"
+    return f"{name}c{chunk}" if chunk else name

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from services.merge.delivery import is_copied
-from services.merge.domain import Clip, JobKind, Session, SessionState
+from services.merge.domain import Clip, JobKind, Session, SessionState, UnitState
 from services.merge.timeline import FPS
 
 _MERGE_PASSES = 2  # joining counts each frame twice: copied and verified
@@ -31,7 +31,7 @@ def remaining_seconds(session: Session, pace: Pace) -> float | None:
     """Seconds of work that remain, uploads apart; None for a session that has ended."""
     if session.state is not SessionState.ACTIVE:
         return None
-    left = [_frames_left(session, clip, pace) for clip in session.clips]
+    left = [frames for clip in session.clips for frames in _frames_left(session, clip, pace)]
     at_once = max(1, min(pace.busy(), sum(frames > 0 for frames in left)))
     normalising = max([*left, sum(left) / at_once]) / pace.speed("normalise")
     return round(_START_SECONDS + normalising + _merging(session, pace), 1)
@@ -44,12 +44,14 @@ def seconds_after_last_upload(session: Session, pace: Pace) -> float:
     return round(_START_SECONDS + longest / pace.speed("normalise") + _merging(session, pace), 1)
 
 
-def _frames_left(session: Session, clip: Clip, pace: Pace) -> float:
-    if session.done(JobKind.NORMALISE, clip.index) is not None or is_copied(session):
-        return 0.0
-    unit = session.unit(JobKind.NORMALISE, clip.index)
-    done = pace.fraction(session.id, unit.name) if unit is not None else 0.0
-    return _frames(session, clip, pace) * (1.0 - done)
+def _frames_left(session: Session, clip: Clip, pace: Pace) -> list[float]:
+    """Of each unit that normalises the clip; a long clip's chunks are about equally long."""
+    if is_copied(session):
+        return [0.0]
+    units = session.normalising(clip.index)
+    frames = _frames(session, clip, pace) / max(1, len(units))
+    left = [0.0 if u.state is UnitState.DONE else 1.0 - pace.fraction(session.id, u.name) for u in units]
+    return [frames * share for share in left or [1.0]]
 
 
 def _merging(session: Session, pace: Pace) -> float:
@@ -63,11 +65,11 @@ def _merging(session: Session, pace: Pace) -> float:
 
 def _frames(session: Session, clip: Clip, pace: Pace) -> float:
     """The clip's length in frames of the result: as normalised, as its job said, as probed, or as promised."""
-    made = session.done(JobKind.NORMALISE, clip.index)
-    if made is not None and made.frames:
-        return float(made.frames[0])
-    unit = session.unit(JobKind.NORMALISE, clip.index)
-    told = pace.frames(session.id, unit.name) if unit is not None else None
+    made = session.normalised(clip.index)
+    if made:
+        return float(sum(sum(outcome.frames) for outcome in made))
+    units = session.normalising(clip.index)
+    told = pace.frames(session.id, units[0].name) if len(units) == 1 else None
     if told is not None:
         return float(told)
     probed = session.done(JobKind.PROBE, clip.index)

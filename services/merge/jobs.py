@@ -29,15 +29,18 @@ class MergeJob:
     clip_index: int
     generation: int
     attempt: int
+    chunk: int = 0
 
     @property
     def ref(self) -> UnitRef:
-        return UnitRef(self.kind, self.clip_index, self.generation, self.attempt)
+        return UnitRef(self.kind, self.clip_index, self.generation, self.attempt, self.chunk)
 
 
 def job_for(session: Session, unit: Unit, encode: Callable[[MergeJob], bytes]) -> Job:
     """The queue's job for the current attempt of a unit."""
-    message = MergeJob(session.id, session.owner, unit.kind, unit.clip_index, unit.generation, unit.attempt)
+    message = MergeJob(
+        session.id, session.owner, unit.kind, unit.clip_index, unit.generation, unit.attempt, unit.chunk
+    )
     return Job(
         kind=unit.kind.removeprefix("JOB_KIND_").lower(),
         id=unit.ref.job_id(session.id),

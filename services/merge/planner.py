@@ -10,6 +10,7 @@ unfinished of that is taken back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -29,6 +30,7 @@ from services.merge.domain import (
     Unit,
     UnitState,
 )
+from services.merge.timeline import FPS
 from services.merge.transitions import fail, next_attempt, supersede, with_unit, without_units
 
 MAX_ATTEMPTS = 3
@@ -62,12 +64,17 @@ class ClipUpload:
 
 
 def plan(
-    session: Session, uploads: Mapping[str, ClipUpload], now: datetime, processing: timedelta = PROCESSING
+    session: Session,
+    uploads: Mapping[str, ClipUpload],
+    now: datetime,
+    processing: timedelta = PROCESSING,
+    *,
+    whole_seconds: float = math.inf,
 ) -> Session:
     """The session as it should be, given its uploads by id. Answers its argument when nothing is to change.
 
     ``uploads`` may leave out those of clips whose source is known. ``processing`` is how long the video may take
-    once the last clip is there, however late that was.
+    once the last clip is there, however late that was. A clip longer than ``whole_seconds`` is cut into chunks.
     """
     if session.state is not SessionState.ACTIVE:
         return session
@@ -79,7 +86,7 @@ def plan(
     if now >= planned.deadline and planned.done(JobKind.MERGE) is None:
         return fail(planned, _out_of_time(planned, now), now)
     planned = _retry_units(planned, now)
-    planned = _add_units(planned, now)
+    planned = _add_units(planned, now, whole_seconds)
     return session if planned == session else replace(planned, updated_at=now)
 
 
@@ -180,7 +187,7 @@ def _retry_units(session: Session, now: datetime) -> Session:
     return session
 
 
-def _add_units(session: Session, now: datetime) -> Session:
+def _add_units(session: Session, now: datetime, whole_seconds: float) -> Session:
     """Probe each clip as it comes; normalise it if that is, or may be, its plan; merge when nothing is missing."""
     for clip in session.clips:
         if clip.source_key:
@@ -188,10 +195,15 @@ def _add_units(session: Session, now: datetime) -> Session:
     if is_copied(session):
         return _with_merge(without_units(session, _is_unfinished_normalising), now)
     for plan in clip_plans(session):
-        if session.canvas is not None:
-            urgent = plan.action is PlanAction.TRANSCODE
-            session = _with_normalising(session, session.clips[plan.index], urgent=urgent, now=now)
-    if all(session.done(JobKind.NORMALISE, clip.index) is not None for clip in session.clips):
+        if session.canvas is None:
+            continue
+        clip, urgent = session.clips[plan.index], plan.action is PlanAction.TRANSCODE
+        if not session.normalising(clip.index):
+            priority = session.priority if urgent else Priority.LOW
+            session = _with_chunks(session, clip, whole_seconds, priority, now)
+        elif urgent:
+            session = _hurried(session, clip, now)
+    if all(session.normalised(clip.index) for clip in session.clips):
         session = _with_merge(session, now)
     return session
 
@@ -207,12 +219,13 @@ def _with_probe(session: Session, clip: Clip, now: datetime) -> Session:
     return with_unit(session, unit)
 
 
-def _with_normalising(session: Session, clip: Clip, *, urgent: bool, now: datetime) -> Session:
-    priority = session.priority if urgent else Priority.LOW
-    unit = session.unit(JobKind.NORMALISE, clip.index)
-    if unit is None:
-        # Attempts that were taken back for a copy may still be in the queue: theirs are other numbers.
-        before = MAX_ATTEMPTS * (session.retry_count + 1) if session.copy_refused else 0
+def _with_chunks(session: Session, clip: Clip, whole_seconds: float, priority: Priority, now: datetime) -> Session:
+    probe = session.done(JobKind.PROBE, clip.index)
+    assert probe is not None, "only a clip that was probed has a plan"
+    assert probe.clip is not None
+    # Attempts that were taken back for a copy may still be in the queue: theirs are other numbers.
+    before = MAX_ATTEMPTS * (session.retry_count + 1) if session.copy_refused else 0
+    for chunk, (first, end) in enumerate(chunks(probe.clip.duration, whole_seconds)):
         unit = Unit(
             JobKind.NORMALISE,
             clip.index,
@@ -221,35 +234,46 @@ def _with_normalising(session: Session, clip: Clip, *, urgent: bool, now: dateti
             attempt=before + 1,
             superseded=before,
             priority=priority,
+            chunk=chunk,
+            first_frame=first,
+            end_frame=end,
         )
-        made = _made_before(session, clip)
+        made = _made_before(session, probe.clip.sha256, unit)
         if made is not None:
             unit = replace(unit, state=UnitState.DONE, outcome=made, finished_at=now)
-        return with_unit(session, unit)
-    if urgent and unit.state is UnitState.QUEUED and unit.priority is Priority.LOW != priority:
-        return with_unit(session, supersede(unit, priority, now))
+        session = with_unit(session, unit)
     return session
 
 
-def _made_before(session: Session, clip: Clip) -> Outcome | None:
-    """The normalised file of the same bytes, if this session has made one. Canvas and quality never change in a
+def _hurried(session: Session, clip: Clip, now: datetime) -> Session:
+    """What waits at low priority waits at the session's own from now on."""
+    for unit in session.normalising(clip.index):
+        if unit.state is UnitState.QUEUED and unit.priority is Priority.LOW != session.priority:
+            session = with_unit(session, supersede(unit, session.priority, now))
+    return session
+
+
+def chunks(seconds: float, whole_seconds: float) -> list[tuple[int, int]]:
+    """The frames, first and end, of the pieces that a clip of so many seconds is encoded in: one up to
+    ``whole_seconds``, else of at most half of that, all equally long. The last one's end is 0: how many frames a
+    clip really has is known once it is decoded to its end."""
+    count = 1 if seconds <= whole_seconds else math.ceil(2 * seconds / whole_seconds)
+    starts = [round(seconds * FPS * i / count) for i in range(count)]
+    return list(zip(starts, [*starts[1:], 0], strict=True))
+
+
+def _made_before(session: Session, sha256: str, wanted: Unit) -> Outcome | None:
+    """The normalised frames of the same bytes, if this session has made them. Canvas and quality never change in a
     session, so the source's digest alone tells."""
-    probe = session.done(JobKind.PROBE, clip.index)
-    digest = probe.clip.sha256 if probe is not None and probe.clip is not None else ""
     same = {
         (unit.clip_index, unit.generation)
         for unit in session.units
         if unit.kind is JobKind.PROBE and unit.outcome is not None and unit.outcome.clip is not None
-        if digest and unit.outcome.clip.sha256 == digest
+        if sha256 and unit.outcome.clip.sha256 == sha256
     }
-    for unit in session.units:
-        if (
-            unit.kind is JobKind.NORMALISE
-            and (unit.clip_index, unit.generation) in same
-            and unit.outcome is not None
-        ):
-            return unit.outcome
-    return None
+    piece = (JobKind.NORMALISE, wanted.chunk, wanted.first_frame, wanted.end_frame)
+    alike = (u for u in session.units if (u.kind, u.chunk, u.first_frame, u.end_frame) == piece)
+    return next((u.outcome for u in alike if u.outcome and (u.clip_index, u.generation) in same), None)
 
 
 def _with_merge(session: Session, now: datetime) -> Session:

@@ -10,7 +10,16 @@ from typing import Protocol, TypeAlias
 from services.common.state import StateStore
 from services.merge.domain import Clip, Session, Video
 from services.merge.planner import ClipUpload
-from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality, SidecarFiles
+from services.merge.timeline import (
+    Canvas,
+    ClipInfo,
+    CutClip,
+    MergedFile,
+    NormalisedClip,
+    Piece,
+    Quality,
+    SidecarFiles,
+)
 
 Sessions: TypeAlias = StateStore[Session]
 """Merge sessions by ``owned_key(owner, id)``."""
@@ -55,12 +64,18 @@ class Media(Protocol):
         """Looks at a clip."""
 
     async def normalise(
-        self, source: Path, target: Path, canvas: Canvas, quality: Quality, on_progress: OnProgress
+        self,
+        source: Path,
+        target: Path,
+        canvas: Canvas,
+        quality: Quality,
+        on_progress: OnProgress,
+        piece: Piece | None = None,
     ) -> NormalisedClip:
-        """Brings a clip to the canvas; progress in frames."""
+        """Brings a clip to the canvas, or a piece of it and that without sound; progress in frames."""
 
     async def merge(
-        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+        self, clips: Sequence[Path | CutClip], target: Path, quality: Quality, on_progress: OnProgress
     ) -> MergedFile:
         """Joins normalised clips and verifies the result; progress in frames."""
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from services.merge.delivery import ClipPlan, clip_plans, is_copied
-from services.merge.domain import WHOLE_SESSION, Clip, JobKind, Reached, Session, SessionState, UnitState
+from services.merge.domain import WHOLE_SESSION, Clip, JobKind, Reached, Session, SessionState, Unit, UnitState
 from services.merge.planner import ClipUpload, UploadStatus
 
 _UPLOAD, _PROBE, _NORMALISE, _MERGE = 40.0, 5.0, 45.0, 10.0
@@ -139,13 +139,13 @@ def _clip_view(session: Session, clip: Clip, upload: ClipUpload | None, fraction
 
 
 def _clip_status(session: Session, clip: Clip, upload: ClipUpload | None) -> ClipStatus:
-    if session.state is SessionState.CANCELLED and session.done(JobKind.NORMALISE, clip.index) is None:
+    if session.state is SessionState.CANCELLED and not session.normalised(clip.index):
         return ClipStatus.CANCELLED
     if not clip.source_key:
         return _UPLOAD_TO_CLIP[upload.status] if upload is not None else ClipStatus.PENDING
     if session.failure is not None and session.failure.clip_index == clip.index:
         return ClipStatus.FAILED
-    if session.done(JobKind.NORMALISE, clip.index) is not None or is_copied(session):
+    if session.normalised(clip.index) or is_copied(session):
         return ClipStatus.COMPLETED
     units = [u for u in session.units if u.clip_index == clip.index and u.generation == clip.generation]
     begun = any(u.state is not UnitState.QUEUED for u in units) and session.state is not SessionState.FAILED
@@ -169,13 +169,16 @@ def _phases(
         return 1.0, 1.0, 1.0
     uploaded = 1.0 if clip.source_key else (upload.progress if upload is not None else 0.0)
     probed = 1.0 if session.done(JobKind.PROBE, clip.index) is not None else 0.0
-    return uploaded, probed, _done(session, JobKind.NORMALISE, clip.index, fraction)
+    chunks = [_part(session, unit, fraction) for unit in session.normalising(clip.index)]  # about equally long
+    return uploaded, probed, sum(chunks) / max(1, len(chunks))
 
 
 def _done(session: Session, kind: JobKind, clip_index: int, fraction: Fraction) -> float:
     unit = session.unit(kind, clip_index)
-    if unit is None:
-        return 0.0
+    return 0.0 if unit is None else _part(session, unit, fraction)
+
+
+def _part(session: Session, unit: Unit, fraction: Fraction) -> float:
     return 1.0 if unit.state is UnitState.DONE else fraction(session.id, unit.name)
 
 

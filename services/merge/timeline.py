@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 FPS = 30
 SAMPLE_RATE = 48_000
@@ -82,7 +83,8 @@ class Coded:
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
     """What the probe saw of a source. ``width`` and ``height`` are as displayed, after rotation; ``duration``
-    is the span in seconds of the packets read, not a header's claim. ``sha256`` is of the whole file, in hex."""
+    is the span in seconds of the packets read, not a header's claim. ``sha256`` is of the whole file, in hex;
+    ``start`` is when the first frame is shown, in seconds of the file's own clock, as a fraction."""
 
     container: str
     video_codec: str
@@ -95,6 +97,27 @@ class ClipInfo:
     audio_codec: str = ""
     sha256: str = ""
     coded: Coded = Coded()
+    start: str = "0/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a clip that is encoded by itself, without sound: frames ``first`` up to and without ``end`` of
+    the clip on the canvas, or up to its last one when ``end`` is 0. ``start`` is the clip's."""
+
+    start: str
+    first: int
+    end: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CutClip:
+    """A clip whose picture was encoded in pieces: their files in order, and the source for its sound, which begins
+    at ``start``."""
+
+    chunks: tuple[Path, ...]
+    source: Path
+    start: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,9 @@ from services.merge.timeline import canvas_for
 
 
 def with_unit(session: Session, unit: Unit) -> Session:
-    """The session with this unit in the place of the one of the same kind, clip and generation."""
-    place = (unit.kind, unit.clip_index, unit.generation)
-    others = tuple(u for u in session.units if (u.kind, u.clip_index, u.generation) != place)
+    """The session with this unit in the place of the one of the same kind, clip, generation and chunk."""
+    place = (unit.kind, unit.clip_index, unit.generation, unit.chunk)
+    others = tuple(u for u in session.units if (u.kind, u.clip_index, u.generation, u.chunk) != place)
     return replace(session, units=(*others, unit))
 
 
@@ -157,7 +157,7 @@ def retry(session: Session, deadline: datetime, now: datetime) -> Session:
 def _current(session: Session, ref: UnitRef) -> Unit:
     unit = None
     if session.state is SessionState.ACTIVE and ref.clip_index < len(session.clips):
-        unit = session.unit(ref.kind, ref.clip_index)
+        unit = session.unit(ref.kind, ref.clip_index, ref.chunk)
     if unit is None or unit.ref != ref or unit.state in (UnitState.DONE, UnitState.FAILED):
         raise StaleClaim(ref)
     return unit

@@ -124,6 +124,7 @@ async def build_controller(
             clock=clock,
             encode=JOBS.encode,
             timing=timing,
+            whole_seconds=settings.chunk_seconds,
             deadlines=Deadlines(
                 queued=timedelta(seconds=settings.queue_timeout_seconds),
                 claimed=timedelta(seconds=settings.claim_timeout_seconds),

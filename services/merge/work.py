@@ -13,12 +13,12 @@ from pathlib import Path
 from services.common.errors import NotFound
 from services.common.objects import ObjectStore
 from services.merge.delivery import is_copied
-from services.merge.domain import JobKind, Outcome, Session, UnitRef, folder_of, unit_name
+from services.merge.domain import Clip, JobKind, Outcome, Session, UnitRef, folder_of
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.ports import Media, OnProgress
 from services.merge.scratch import Scratch
 from services.merge.sidecars import make_sidecars
-from services.merge.timeline import MergedFile
+from services.merge.timeline import ClipInfo, CutClip, MergedFile, Piece
 
 
 class MergeWork:
@@ -52,20 +52,30 @@ class MergeWork:
         assert session.canvas is not None, "the planner asks for it once the canvas is set"
         target = folder / "normalised.mov"
         source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
-        clip = await self._media.normalise(source, target, session.canvas, session.quality, on_progress)
-        key = f"merges/{session.id}/{unit_name(ref.kind, ref.clip_index)}-{token}.mov"
+        piece = _piece(session, ref)
+        clip = await self._media.normalise(source, target, session.canvas, session.quality, on_progress, piece)
+        key = f"merges/{session.id}/{ref.name}-{token}.mov"
         await self._store(key, target)
         return Outcome(object_key=key, size=clip.size, sha256=clip.sha256, frames=(clip.frames,))
 
     async def _merge(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
         target = folder / "merged.mp4"
-        sources: list[Path] = []
-        for clip in session.clips:
-            made = session.done(JobKind.NORMALISE, clip.index)
-            assert made is not None, "the planner asks for it once all clips are normalised"
-            sources.append(await self._fetch(made.object_key, folder / f"clip{clip.index}.mov"))
-        merged = await self._media.merge(sources, target, session.quality, on_progress)
+        clips = [await self._normalised(session, clip, folder) for clip in session.clips]
+        merged = await self._media.merge(clips, target, session.quality, on_progress)
         return await self._finished(session, token, target, merged)
+
+    async def _normalised(self, session: Session, clip: Clip, folder: Path) -> Path | CutClip:
+        """The clip's files, here. Of a clip that was cut the source too, for its sound."""
+        made = session.normalised(clip.index)
+        assert made, "the planner asks for it once all clips are normalised"
+        files = [
+            await self._fetch(outcome.object_key, folder / f"clip{clip.index}c{chunk}.mov")
+            for chunk, outcome in enumerate(made)
+        ]
+        if len(files) == 1:
+            return files[0]
+        source = await self._fetch(clip.source_key, folder / f"source{clip.index}")
+        return CutClip(tuple(files), source, _probed(session, clip.index).start)
 
     async def _copy(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
         """What cannot be copied after all is encoded instead: no fault of the clips, whatever it is."""
@@ -77,11 +87,9 @@ class MergeWork:
             if error.retryable and error.error_type != ErrorType.VERIFICATION_FAILED:
                 raise
             raise MediaError(ErrorType.COPY_REFUSED, error.message) from error
-        probed = session.done(JobKind.PROBE, 0)
-        assert probed is not None, "a copy is planned once all clips are probed"
-        assert probed.clip is not None
         outcome = await self._finished(session, token, target, merged)
-        return replace(outcome, width=probed.clip.width, height=probed.clip.height, copied=True)
+        probed = _probed(session, 0)
+        return replace(outcome, width=probed.width, height=probed.height, copied=True)
 
     async def _finished(self, session: Session, token: str, video: Path, merged: MergedFile) -> Outcome:
         """Stores a merged video and what lies beside it, in a folder of this claim's."""
@@ -134,3 +142,18 @@ class MergeWork:
         except NotFound:
             raise MediaError(ErrorType.SOURCE_MISSING, "the clip's file is gone") from None
         return target
+
+
+def _probed(session: Session, clip_index: int) -> ClipInfo:
+    outcome = session.done(JobKind.PROBE, clip_index)
+    assert outcome is not None, "nothing else is planned for a clip before its probe"
+    assert outcome.clip is not None
+    return outcome.clip
+
+
+def _piece(session: Session, ref: UnitRef) -> Piece | None:
+    """The piece that a unit is about; None for a whole clip."""
+    unit = session.unit(ref.kind, ref.clip_index, ref.chunk)
+    if unit is None or (unit.first_frame, unit.end_frame) == (0, 0):
+        return None
+    return Piece(_probed(session, ref.clip_index).start, unit.first_frame, unit.end_frame)

@@ -26,7 +26,17 @@ from services.merge.config import MergeSettings
 from services.merge.domain import Clip, Session
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
-from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip, Quality, SidecarFiles
+from services.merge.timeline import (
+    Canvas,
+    ClipInfo,
+    Coded,
+    CutClip,
+    MergedFile,
+    NormalisedClip,
+    Piece,
+    Quality,
+    SidecarFiles,
+)
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2, merge_service_pb2_grpc, video_service_pb2_grpc
 
 FRAMES = (90, 75, 105)
@@ -95,6 +105,8 @@ class SteeredMedia:
 
     before: Callable[[str], object] = lambda _: None
     info: ClipInfo = PROBED
+    pieces: list[Piece | None] = field(default_factory=list)
+    merged: list[Path | CutClip] = field(default_factory=list)
     running: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
@@ -133,17 +145,25 @@ class SteeredMedia:
         canvas: Canvas,
         quality: Quality,
         on_progress: Callable[[int, int], None],
+        piece: Piece | None = None,
     ) -> NormalisedClip:
+        self.pieces.append(piece)
         on_progress(10, 90)
         await self._work("normalise")
         target.write_bytes(b"normalised " + source.read_bytes())
         return NormalisedClip(FRAMES[0], target.stat().st_size, hashlib.sha256(target.read_bytes()).hexdigest())
 
     async def merge(
-        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: Callable[[int, int], None]
+        self,
+        clips: Sequence[Path | CutClip],
+        target: Path,
+        quality: Quality,
+        on_progress: Callable[[int, int], None],
     ) -> MergedFile:
         await self._work("merge")
-        target.write_bytes(b"".join(source.read_bytes() for source in sources))
+        self.merged = list(clips)
+        whole = [clip.source if isinstance(clip, CutClip) else clip for clip in clips]
+        target.write_bytes(b"".join(path.read_bytes() for path in whole))
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
 

@@ -23,7 +23,7 @@ from services.common.errors import (
 from services.common.keys import KeyRing
 from services.common.playback import PlaybackSigner
 from services.merge.media.errors import ErrorType, MediaError
-from services.merge.timeline import FPS
+from services.merge.timeline import FPS, CutClip, Piece
 from tests.rpc.merge_world import DELIVERABLE, FRAMES, SteeredMedia, World, refusal, running, three_clips
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2, video_pb2, video_service_pb2
 
@@ -207,6 +207,26 @@ async def test_clips_that_can_be_delivered_as_they_are_are_copied(world: World) 
     video = (await world.videos.GetVideo(request, metadata=world.as_player("alice"))).video
     assert not video.compression_applied
     assert (video.width, video.height) == (720, 1280)
+
+
+async def test_a_long_clip_is_encoded_by_several_workers_and_joined(
+    nats_client: Client, nats_url: str, keys: KeyRing, tmp_path: Path
+) -> None:
+    world = World(nats_url, keys, tmp_path)
+    world.settings = world.settings.model_copy(update={"chunk_seconds": 2.0})  # the clips last three
+    media = SteeredMedia()
+    async with world.stack:
+        await world.start()
+        for _ in range(2):
+            await world.worker(media)
+        initiated = await world.initiate()
+        await world.upload_all(initiated)
+        await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)
+    assert media.done.count("normalise") == 9
+    assert set(media.pieces) == {Piece("0/1", 0, 30), Piece("0/1", 30, 60), Piece("0/1", 60)}
+    clips = [clip for clip in media.merged if isinstance(clip, CutClip)]
+    assert [len(clip.chunks) for clip in clips] == [3, 3, 3]
+    assert [clip.source.name for clip in clips] == [upload.session_id for upload in initiated.upload_sessions]
 
 
 async def test_a_copy_that_is_not_right_becomes_an_encoded_video(world: World) -> None:

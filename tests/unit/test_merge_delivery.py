@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -21,9 +22,9 @@ from services.merge.domain import (
     Unit,
     UnitState,
 )
-from services.merge.planner import MAX_ATTEMPTS, plan, seconds_until_retry
+from services.merge.planner import MAX_ATTEMPTS, chunks, plan, seconds_until_retry
 from services.merge.status import ClipStatus, view
-from services.merge.timeline import Canvas, ClipInfo, Coded, Quality
+from services.merge.timeline import FPS, Canvas, ClipInfo, Coded, Quality
 from services.merge.transitions import claim, complete, finish, give_up, holds_claim
 from twotruths.merge.v1 import merge_pb2
 
@@ -268,3 +269,75 @@ def test_in_whatever_order_clips_are_probed_the_plan_is_the_same(order: list[int
     assert clip_plans(session) == clip_plans(probed(*infos))
     assert is_copied(session) == (infos == [FIT] * 3 or infos == [coded(colour="6/6/6/1")] * 3)
     assert (session.unit(JobKind.MERGE) is not None) == is_copied(session)
+
+
+LONG = replace(FIT, video_codec="hevc", duration=60.0, sha256="a" * 64)
+
+
+def long_clip(info: ClipInfo = LONG) -> Session:
+    """A session whose first clip is cut, and whose others are to come."""
+    session = new_session()
+    ref = unit(session, JobKind.PROBE, 0).ref
+    session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=info), NOW)
+    return plan(session, {}, NOW, whole_seconds=20)
+
+
+def do_chunk(session: Session, chunk: int, frames: int = 300) -> Session:
+    ref = session.normalising(0)[chunk].ref
+    assert ref.chunk == chunk
+    made = Outcome(object_key=f"n0c{chunk}", frames=(frames,))
+    return plan(finish(claim(session, ref, "t", 1, NOW), ref, "t", made, NOW), {}, NOW, whole_seconds=20)
+
+
+@given(st.floats(0.04, 3600), st.floats(1, 60))
+def test_chunks_tile_the_clip(seconds: float, whole: float) -> None:
+    cut = chunks(seconds, whole)
+    assert cut[0][0] == 0
+    assert cut[-1][1] == 0
+    assert all(a[1] == b[0] > a[0] for a, b in pairwise(cut))
+    assert (len(cut) == 1) == (seconds <= whole)
+    if len(cut) > 1:
+        lengths = [b - a for a, b in cut[:-1]] + [round(seconds * FPS) - cut[-1][0]]
+        assert max(lengths) <= whole * FPS / 2 + 1
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_long_clip_is_normalised_by_many_and_merged_after_the_last() -> None:
+    session = long_clip()
+    assert [(u.name, u.first_frame, u.end_frame) for u in session.normalising(0)] == [
+        ("normalise0", 0, 300),
+        *((f"normalise0c{n}", 300 * n, 300 * n + 300) for n in range(1, 5)),
+        ("normalise0c5", 1500, 0),
+    ]
+    assert len({u.ref.job_id("s") for u in session.unfinished}) == len(session.unfinished)
+    for done, chunk in enumerate((5, 0, 3, 2, 4, 1)):
+        assert session.normalised(0) == ()
+        assert view(session, {}, lambda *_: 0.0).clips[0].percent == pytest.approx(50 + 50 * done / 6, abs=0.1)
+        session = do_chunk(session, chunk)
+    assert [outcome.object_key for outcome in session.normalised(0)] == [f"n0c{n}" for n in range(6)]
+    assert view(session, {}, lambda *_: 0.0).clips[0].status is ClipStatus.COMPLETED
+
+
+def test_a_chunk_that_fails_is_tried_again_by_itself() -> None:
+    session = long_clip()
+    ref = session.normalising(0)[2].ref
+    session = claim(session, ref, "t", 1, NOW)
+    session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=NOW)
+    session = plan(session, {}, NOW + timedelta(minutes=1), whole_seconds=20)
+    assert [u.attempt for u in session.normalising(0)] == [1, 1, 2, 1, 1, 1]
+
+
+def test_all_chunks_of_a_clip_wait_in_the_same_queue() -> None:
+    session = long_clip(replace(FIT, duration=60.0))
+    assert {u.priority for u in session.normalising(0)} == {Priority.LOW}
+    session = do(session, JobKind.PROBE, 1, Outcome(clip=LONG))
+    assert {(u.priority, u.attempt) for u in session.normalising(0)} == {(Priority.NORMAL, 2)}
+
+
+def test_the_same_bytes_in_chunks_are_normalised_once() -> None:
+    session = do_chunk(do_chunk(long_clip(), 0), 5)
+    ref = unit(session, JobKind.PROBE, 1).ref
+    session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=LONG), NOW)
+    session = plan(session, {}, NOW, whole_seconds=20)
+    made = [u.outcome.object_key if u.outcome else None for u in session.normalising(1)]
+    assert made == ["n0c0", None, None, None, None, "n0c5"]

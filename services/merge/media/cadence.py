@@ -26,12 +26,13 @@ class TooManyFrames(Exception):
 class Cadence(Generic[T]):
     """Turns (time, duration, picture) in display order into (slot, repeats, picture) without gaps.
 
-    ``start`` is t0 and ``count`` the slots handed out; both are final once :meth:`slots` is exhausted.
+    ``start`` is t0, ``count`` the slot after those handed out; both are final once :meth:`slots` is exhausted.
+    When t0 is given, the first picture may be a later one.
     """
 
-    def __init__(self, max_frames: int) -> None:
+    def __init__(self, max_frames: int, start: Fraction | None = None) -> None:
         self._max_frames = max_frames
-        self.start: Fraction | None = None
+        self.start = start
         self.count = 0
 
     def slots(self, shown: Iterable[tuple[Fraction, Fraction, T]]) -> Iterator[tuple[int, int, T]]:
@@ -39,8 +40,9 @@ class Cadence(Generic[T]):
         held: T | None = None
         last = end = gap = Fraction(0)
         for time, duration, picture in shown:
-            if self.start is None or held is None:
-                self.start = last = time
+            if held is None:
+                self.start = time if self.start is None else self.start
+                self.count, last = max(0, self._slot(time)), time
             elif time <= last:
                 continue
             elif (slot := self._slot(time)) > self.count:

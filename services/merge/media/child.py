@@ -69,18 +69,20 @@ def _run(job: Job, channel: Channel) -> Result:
         if job.kind == "normalise":
             lock_down(job.limits, job.parent)
             with sources[0].explained():
-                return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report)
+                return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report, job.piece)
         moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
         lock_down(job.limits, job.parent)
-        join = merge.copy if job.kind == "copy" else merge.merge
-        return join(
-            sources,
+        copied = job.kind == "copy"
+        clips = merge.as_sent(sources) if copied else merge.normalised(sources, job.layout)
+        return merge.merge(
+            clips,
             target,
             moved=moved,
             result=result,
             quality=job.quality,
             report=channel.report,
             even_loudness=job.even_loudness,
+            copied=copied,
         )
 
 

@@ -1,7 +1,8 @@
 """Clips into one MP4: video packets are copied, the sound is encoded once, the result is verified.
 
-The clips are normalised ones, or ones as they were sent that were ruled to be copied: then the sound is first cut
-to exactly the length of the picture, and what is verified is the packets and the pictures around each boundary.
+The clips are normalised ones, a long one's picture in several files, or ones as they were sent that were ruled to
+be copied: then the sound is first cut to exactly the length of the picture, and what is verified is the packets
+and the pictures around each boundary.
 
 Times are counted in frames: what is shown as frame i of a clip that starts at frame S gets pts S + i, and packets
 in the order of decoding get one dts each, so the boundaries are exact by construction. One AAC encode runs through
@@ -11,7 +12,7 @@ samples reaches the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO
@@ -39,7 +40,7 @@ CONTAINER_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact", **CLOCK}
 
 
 def merge(
-    sources: Sequence[Source],
+    clips: Sequence[Clip],
     target: BinaryIO,
     *,
     moved: BinaryIO,
@@ -47,87 +48,128 @@ def merge(
     quality: Quality,
     report: Report,
     even_loudness: bool = True,
+    copied: bool = False,
 ) -> MergedFile:
     """Write to ``target``; ``moved`` and ``result`` are further handles on the same file, for reading.
-    ``even_loudness`` makes all clips equally loud.
+    ``even_loudness`` makes all clips equally loud; ``copied``: they are as they were sent.
 
-    Progress counts every frame twice: once copied, once decoded again. Raises MediaError
+    The size is as stored. Progress counts every frame twice: once written, once verified. Raises MediaError
     verification_failed if the clips are not alike or the result is not what it must be.
     """
-    join = _agreed(sources)
+    join = _agreed(clips)
     progress = Progress(report, 2 * sum(join.counts))
-    _write(join, target, moved, quality, progress, _evened(_stored_pcm) if even_loudness else _stored_pcm)
-    verify(result, join.counts, join.shape, sources[0].threads, progress)
-    return _finished(join, result, progress)
+    _write(join, target, moved, quality, progress, even_loudness)
+    if copied:
+        verify_copy(result, join.counts, join.shape, join.threads)
+        progress.advance(sum(join.counts))
+    else:
+        verify(result, join.counts, join.shape, join.threads, progress)
+    written = digest(result)
+    progress.finish()
+    width, height = join.shape
+    return MergedFile(frames=join.counts, width=width, height=height, size=written.size, sha256=written.sha256)
 
 
-def copy(
-    sources: Sequence[Source],
-    target: BinaryIO,
-    *,
-    moved: BinaryIO,
-    result: BinaryIO,
-    quality: Quality,
-    report: Report,
-    even_loudness: bool = True,
-) -> MergedFile:
-    """As :func:`merge`, for clips as they were sent. The size is as stored. Progress counts every frame once.
+def as_sent(sources: Sequence[Source]) -> list[Clip]:
+    """Clips as they were sent. Raises MediaError."""
+    files = [_surveyed(source) for source in sources]
+    return [Clip((file,), file.source, file.start) for file in files]
 
-    Raises MediaError of every type: whatever it is, encoding the clips may still succeed.
-    """
-    join = _agreed(sources)
-    progress = Progress(report, sum(join.counts))
-    _write(join, target, moved, quality, progress, _evened(_decoded_pcm) if even_loudness else _decoded_pcm)
-    verify_copy(result, join.counts, join.shape, sources[0].threads)
-    return _finished(join, result, progress)
+
+def normalised(sources: Sequence[Source], layout: Sequence[tuple[int, str]] = ()) -> list[Clip]:
+    """The normalised clips that these files are: ``layout`` has for each clip its number of pieces, after which
+    comes its source, and its start; 0 pieces for a file that is a whole clip, as all are without a layout.
+    Raises MediaError."""
+    files, clips = list(sources), list[Clip]()
+    for count, start in layout or [(0, "")] * len(files):
+        pieces, last = files[:count], files[count]
+        begins = Fraction(start) if count else None
+        clips.append(Clip(tuple(_surveyed(piece) for piece in pieces or [last]), last, begins))
+        del files[: count + 1]
+    return clips
 
 
 @dataclass(frozen=True, slots=True)
-class _Clip:
-    """A clip's packets: ``count`` of them, the first shown at ``start`` seconds, decoded at most ``delay`` packets
-    before they are shown."""
+class _File:
+    """A file's video packets: ``count`` of them, the first shown at ``start`` seconds, decoded at most ``delay``
+    packets before they are shown. ``kind`` is what files must agree in to follow each other."""
 
     source: Source
     count: int
     start: Fraction
     delay: int
+    kind: tuple[object, ...]
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip's picture, in one file or several, and its sound: stored as it is to be, or to be decoded from
+    ``start`` on."""
+
+    files: tuple[_File, ...]
+    sound: Source
+    start: Fraction | None = None
+
+    @property
+    def count(self) -> int:
+        return sum(file.count for file in self.files)
+
+    def pcm(self) -> bytes:
+        """The whole sound, as long as the frames; a minute is 12 MB."""
+        if self.start is not None:
+            return b"".join(pcm(self.sound, self.start, self.count * SAMPLES_PER_FRAME))
+        with self.sound.container() as container:
+            data = b"".join(bytes(packet) for packet in demux(container, container.streams.audio[0]))
+        if len(data) != self.count * SAMPLES_PER_FRAME * SAMPLE_BYTES:
+            raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's sound is not as long as its picture.")
+        return data
+
+
+def _surveyed(source: Source) -> _File:
+    with source.container() as container:
+        video = source.video(container)
+        context = video.codec_context
+        kind = (context.name, context.extradata, context.width, context.height, video.sample_aspect_ratio)
+        times = [_time(packet) for packet in demux(container, video) if packet.size]
+        shape = (context.width, context.height)
+    start = min(times, default=Fraction(0))
+    slots = [round((time - start) * FPS) for time in times]
+    if not slots or sorted(slots) != list(range(len(slots))):
+        raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's frames are not one after the other.")
+    delay = max(number - slot for number, slot in enumerate(slots))
+    return _File(source, len(slots), start, delay, kind, shape)
 
 
 @dataclass(frozen=True, slots=True)
 class _Join:
     """Clips whose packets can follow each other in one track."""
 
-    clips: tuple[_Clip, ...]
-    shape: tuple[int, int]
+    clips: tuple[Clip, ...]
+
+    @property
+    def files(self) -> list[_File]:
+        return [file for clip in self.clips for file in clip.files]
 
     @property
     def counts(self) -> tuple[int, ...]:
         return tuple(clip.count for clip in self.clips)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.files[0].shape
 
-def _agreed(sources: Sequence[Source]) -> _Join:
+    @property
+    def threads(self) -> int:
+        return self.files[0].source.threads
+
+
+def _agreed(clips: Sequence[Clip]) -> _Join:
     """Refuses clips whose packets cannot follow each other in one track."""
-    kinds: set[tuple[object, ...]] = set()
-    clips = []
-    shape = (0, 0)
-    for source in sources:
-        with source.container() as container:
-            video = source.video(container)
-            context = video.codec_context
-            kinds.add((context.name, context.extradata, context.width, context.height, video.sample_aspect_ratio))
-            shape = (context.width, context.height)
-            clips.append(_surveyed(source, [_time(p) for p in demux(container, video) if p.size]))
-    if len(kinds) != 1:
+    join = _Join(tuple(clips))
+    if len({file.kind for file in join.files}) != 1:
         raise MediaError(ErrorType.VERIFICATION_FAILED, "The clips were prepared differently.")
-    return _Join(tuple(clips), shape)
-
-
-def _surveyed(source: Source, times: Sequence[Fraction]) -> _Clip:
-    start = min(times, default=Fraction(0))
-    slots = [round((time - start) * FPS) for time in times]
-    if not slots or sorted(slots) != list(range(len(slots))):
-        raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's frames are not one after the other.")
-    return _Clip(source, len(slots), start, max(i - slot for i, slot in enumerate(slots)))
+    return join
 
 
 def _time(packet: Packet[Stream]) -> Fraction:
@@ -136,20 +178,8 @@ def _time(packet: Packet[Stream]) -> Fraction:
     return seconds(packet.pts, packet.time_base)
 
 
-def _finished(join: _Join, result: BinaryIO, progress: Progress) -> MergedFile:
-    written = digest(result)
-    progress.finish()
-    width, height = join.shape
-    return MergedFile(frames=join.counts, width=width, height=height, size=written.size, sha256=written.sha256)
-
-
 def _write(
-    join: _Join,
-    target: BinaryIO,
-    moved: BinaryIO,
-    quality: Quality,
-    progress: Progress,
-    sound_of: Callable[[_Clip], bytes],
+    join: _Join, target: BinaryIO, moved: BinaryIO, quality: Quality, progress: Progress, even_loudness: bool
 ) -> None:
     def reopen(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
         """What faststart asks for once the data is written: the same file again, to read from."""
@@ -160,20 +190,21 @@ def _write(
         as_media_error(ErrorType.WORKER_FAILED, "The video could not be written."),
         av.open(target, "w", format="mp4", options=CONTAINER_OPTIONS, io_open=reopen) as out,
     ):
-        video = _copied_stream(out, join.clips[0].source)
+        video = _copied_stream(out, join.files[0].source)
         audio = out.add_stream("aac", rate=SAMPLE_RATE, layout="stereo")
         audio.codec_context.bit_rate = ENCODINGS[quality].audio_bitrate
         add_chapters(out, join.counts)
         sound = _Sound(out, audio)
-        start, delay = 0, max(clip.delay for clip in join.clips)
+        start, delay = 0, max(file.delay for file in join.files)
         for clip in join.clips:
-            sound.append(sound_of(clip))
-            for packet in _packets(clip, start, delay):
-                packet.stream = video
-                sound.until((packet.dts or 0) + 1)
-                out.mux(packet)
-                progress.advance()
-            start += clip.count
+            sound.append(evened(clip.pcm()) if even_loudness else clip.pcm())
+            for file in clip.files:
+                for packet in _packets(file, start, delay):
+                    packet.stream = video
+                    sound.until((packet.dts or 0) + 1)
+                    out.mux(packet)
+                    progress.advance()
+                start += file.count
         sound.finish()
     target.flush()
 
@@ -186,33 +217,15 @@ def _copied_stream(out: OutputContainer, pattern: Source) -> VideoStream:
     return stream
 
 
-def _packets(clip: _Clip, start: int, delay: int) -> Iterator[Packet[Stream]]:
-    """A clip's video packets, timed in frames of the merged video."""
-    with clip.source.container() as container:
-        packets = demux(container, clip.source.video(container))
+def _packets(file: _File, start: int, delay: int) -> Iterator[Packet[Stream]]:
+    """A file's video packets, timed in frames of the merged video."""
+    with file.source.container() as container:
+        packets = demux(container, file.source.video(container))
         for number, packet in enumerate(packet for packet in packets if packet.size):
-            packet.pts = start + round((_time(packet) - clip.start) * FPS)
+            packet.pts = start + round((_time(packet) - file.start) * FPS)
             packet.dts = start + number - delay
             packet.duration, packet.time_base = 1, Fraction(1, FPS)
             yield packet
-
-
-def _stored_pcm(clip: _Clip) -> bytes:
-    """A normalised clip's whole sound; a minute is 12 MB. Must be as long as its frames."""
-    with clip.source.container() as container:
-        data = b"".join(bytes(packet) for packet in demux(container, container.streams.audio[0]))
-    if len(data) != clip.count * SAMPLES_PER_FRAME * SAMPLE_BYTES:
-        raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's sound is not as long as its picture.")
-    return data
-
-
-def _decoded_pcm(clip: _Clip) -> bytes:
-    """The sound of a clip as it was sent, cut to its frames."""
-    return b"".join(pcm(clip.source, clip.start, clip.count * SAMPLES_PER_FRAME))
-
-
-def _evened(sound_of: Callable[[_Clip], bytes]) -> Callable[[_Clip], bytes]:
-    return lambda clip: evened(sound_of(clip))
 
 
 class _Sound:

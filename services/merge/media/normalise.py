@@ -3,6 +3,10 @@
 Two passes over the source. Video first: it establishes t0 and N. Then sound, placed relative to t0 and
 cut to N frames. Sound stays PCM because AAC joined by copy carries priming at every joint.
 
+A long clip is encoded in pieces, by as many workers as there are. A piece has no sound and begins with an IDR
+frame like a clip; it decodes from a keyframe well before its first frame, and finds the same frames for its slots
+as a clip's one encode does, because t0 is given. Where the clip ends is found by its last piece.
+
 Every encoder setting comes from canvas and quality, none from the source, so the parameter sets of a
 session's clips are byte-equal and a merge can copy their packets.
 """
@@ -29,18 +33,35 @@ from services.merge.media.picture import Fitter
 from services.merge.media.progress import Progress, Report
 from services.merge.media.sound import SAMPLE_BYTES, pcm
 from services.merge.media.source import Source, as_media_error, seconds
-from services.merge.media.survey import survey
-from services.merge.timeline import ENCODINGS, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Canvas, NormalisedClip, Quality
+from services.merge.media.survey import Survey, entry, survey
+from services.merge.timeline import (
+    ENCODINGS,
+    FPS,
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    Canvas,
+    NormalisedClip,
+    Piece,
+    Quality,
+)
 
 GOP_FRAMES = 5 * FPS  # a seek decodes at most this much
 NEUTRAL = {"fflags": "+bitexact"}  # no library versions, no dates in the file
 
 
 def normalise(
-    source: Source, target: BinaryIO, canvas: Canvas, quality: Quality, report: Report
+    source: Source,
+    target: BinaryIO,
+    canvas: Canvas,
+    quality: Quality,
+    report: Report,
+    piece: Piece | None = None,
 ) -> NormalisedClip:
-    """Write the clip to ``target``. Raises MediaError of every type that names a fault of the clip."""
+    """Write the clip, or a piece of it, to ``target``. Raises MediaError of every type that names a fault of the
+    clip."""
     seen = survey(source)
+    if piece is not None:
+        return _write_piece(source, target, canvas, quality, Progress(report, _expected(piece, seen)), piece, seen)
     progress = Progress(report, seen.expected_frames)
     with (
         as_media_error(ErrorType.WORKER_FAILED, "The clip could not be written."),
@@ -49,12 +70,44 @@ def normalise(
         video = _video_stream(out, canvas, quality, source.threads)
         audio = out.add_stream("pcm_s16le", rate=SAMPLE_RATE, layout="stereo")
         start, frames = _write_video(source, out, video, canvas, progress)
-        if Fraction(frames, FPS) < seen.span * Fraction(9, 10) - 1:
-            raise MediaError(ErrorType.TRUNCATED, "This video ends before its end.")
+        _refuse_truncated(frames, seen)
         _write_audio(out, audio, pcm(source, start, frames * SAMPLES_PER_FRAME))
     written: Digest = digest(target)
     progress.finish()
     return NormalisedClip(frames=frames, size=written.size, sha256=written.sha256)
+
+
+def _write_piece(
+    source: Source,
+    target: BinaryIO,
+    canvas: Canvas,
+    quality: Quality,
+    progress: Progress,
+    piece: Piece,
+    seen: Survey,
+) -> NormalisedClip:
+    with (
+        as_media_error(ErrorType.WORKER_FAILED, "The clip could not be written."),
+        av.open(target, "w", format="mov", options=NEUTRAL) as out,
+    ):
+        video = _video_stream(out, canvas, quality, source.threads)
+        _, end = _write_video(source, out, video, canvas, progress, piece)
+        if end <= piece.first or end < piece.end:
+            raise MediaError(ErrorType.TRUNCATED, "This video ends before its end.")
+        if not piece.end:
+            _refuse_truncated(end, seen)
+    written = digest(target)
+    progress.finish()
+    return NormalisedClip(frames=end - piece.first, size=written.size, sha256=written.sha256)
+
+
+def _expected(piece: Piece, seen: Survey) -> int:
+    return max(1, (piece.end or seen.expected_frames) - piece.first)
+
+
+def _refuse_truncated(frames: int, seen: Survey) -> None:
+    if Fraction(frames, FPS) < seen.span * Fraction(9, 10) - 1:
+        raise MediaError(ErrorType.TRUNCATED, "This video ends before its end.")
 
 
 def _video_stream(out: OutputContainer, canvas: Canvas, quality: Quality, threads: int) -> VideoStream:
@@ -75,27 +128,52 @@ def _video_stream(out: OutputContainer, canvas: Canvas, quality: Quality, thread
 
 
 def _write_video(
-    source: Source, out: OutputContainer, stream: VideoStream, canvas: Canvas, progress: Progress
+    source: Source,
+    out: OutputContainer,
+    stream: VideoStream,
+    canvas: Canvas,
+    progress: Progress,
+    piece: Piece | None = None,
 ) -> tuple[Fraction, int]:
-    """Encode every slot. Returns t0 in seconds and the number of frames."""
-    cadence: Cadence[VideoFrame] = Cadence(source.limits.max_frames)
+    """Encode every slot, or every one of the piece. Returns t0 in seconds and the frame after the last."""
+    start, first, stop = None, 0, source.limits.max_frames
+    if piece is not None:
+        start, first, stop = Fraction(piece.start), piece.first, piece.end or stop
+    skip, since = entry(source, start + Fraction(first, FPS)) if start is not None else (0, None)
+    cadence: Cadence[VideoFrame] = Cadence(source.limits.max_frames, start)
+    end = first
     with source.container() as container:
         decoder = source.video(container)
         fitter = Fitter(canvas, decoder.sample_aspect_ratio or Fraction(1), source.threads)
         try:
-            for slot, repeats, frame in cadence.slots(_shown(decoder, source.frames(container, decoder))):
+            frames = _since(source.frames(container, decoder, skip), since)
+            for slot, repeats, frame in cadence.slots(_shown(decoder, frames)):
+                if slot >= stop:
+                    break
+                slots = range(max(slot, first), min(slot + repeats, stop))
+                if not slots:
+                    continue
                 with as_media_error(ErrorType.DECODE_FAILED, "This video's pictures cannot be converted."):
                     picture = fitter.fit(frame)
-                for k in range(slot, slot + repeats):
-                    picture.pts, picture.time_base = k, Fraction(1, FPS)
-                    picture.pict_type = PictureType.I if k == 0 else PictureType.NONE
+                for k in slots:
+                    picture.pts, picture.time_base = k - first, Fraction(1, FPS)
+                    picture.pict_type = PictureType.I if k == first else PictureType.NONE
                     out.mux(stream.encode(picture))
-                progress.advance(repeats)
+                end = slots.stop
+                progress.advance(len(slots))
         except TooManyFrames as error:
             raise MediaError(ErrorType.CLIP_TOO_LONG, "This clip is too long.") from error
     out.mux(stream.encode(None))
     assert cadence.start is not None
-    return cadence.start, cadence.count
+    return cadence.start, end
+
+
+def _since(frames: Iterator[VideoFrame], time: Fraction | None) -> Iterator[VideoFrame]:
+    """Without those that are shown before: they refer to what was not decoded."""
+    for frame in frames:
+        assert frame.pts is not None
+        if time is None or seconds(frame.pts, frame.time_base) >= time:
+            yield frame
 
 
 def _shown(stream: VideoStream, frames: Iterator[VideoFrame]) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:

@@ -41,7 +41,12 @@ def probe(source: Source) -> ClipInfo:
             audio_codec=audio.name if audio is not None and seen.audio else "",
             sha256=source.digest().sha256,
             coded=coded(source, first),
+            start=_fraction(seconds(first.pts or 0, first.time_base)),
         )
+
+
+def _fraction(value: Fraction) -> str:
+    return f"{value.numerator}/{value.denominator}"
 
 
 def _decode_a_second(source: Source, container: InputContainer) -> VideoFrame:

@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
-from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip, Quality, SidecarFiles
+from services.merge.timeline import (
+    Canvas,
+    ClipInfo,
+    Coded,
+    MergedFile,
+    NormalisedClip,
+    Piece,
+    Quality,
+    SidecarFiles,
+)
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_NUMBER = 1 << 53  # far above any size or count, and a record, JSON and a division can still hold it
@@ -42,6 +51,8 @@ class Job:
     limits: Limits
     threads: int
     parent: int
+    piece: Piece | None = None
+    layout: tuple[tuple[int, str], ...] = ()
     even_loudness: bool = True
     targets: tuple[str, ...] = ()
     frames: tuple[int, ...] = ()
@@ -61,6 +72,8 @@ class Job:
             limits=Limits(**job["limits"]),
             threads=job["threads"],
             parent=job["parent"],
+            piece=Piece(**job["piece"]) if job["piece"] else None,
+            layout=tuple((count, start) for count, start in job["layout"]),
             even_loudness=job["even_loudness"],
             targets=tuple(job["targets"]),
             frames=tuple(job["frames"]),

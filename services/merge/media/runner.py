@@ -30,7 +30,16 @@ from services.merge.media.protocol import (
     parse_progress,
     parse_result,
 )
-from services.merge.timeline import Canvas, ClipInfo, MergedFile, NormalisedClip, Quality, SidecarFiles
+from services.merge.timeline import (
+    Canvas,
+    ClipInfo,
+    CutClip,
+    MergedFile,
+    NormalisedClip,
+    Piece,
+    Quality,
+    SidecarFiles,
+)
 
 OnProgress = Callable[[int, int], None]
 
@@ -63,17 +72,26 @@ class MediaRunner:
         return await self._run(ClipInfo, self._job("probe", [source]), None, _ignore)
 
     async def normalise(
-        self, source: Path, target: Path, canvas: Canvas, quality: Quality, on_progress: OnProgress
+        self,
+        source: Path,
+        target: Path,
+        canvas: Canvas,
+        quality: Quality,
+        on_progress: OnProgress,
+        piece: Piece | None = None,
     ) -> NormalisedClip:
-        """Write the clip to ``target`` (.mov): see :mod:`services.merge.media.normalise`."""
-        job = self._job("normalise", [source], target, canvas, quality)
+        """Write the clip, or a piece of it, to ``target`` (.mov): see :mod:`services.merge.media.normalise`."""
+        job = replace(self._job("normalise", [source], target, canvas, quality), piece=piece)
         return await self._run(NormalisedClip, job, target, on_progress)
 
     async def merge(
-        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+        self, clips: Sequence[Path | CutClip], target: Path, quality: Quality, on_progress: OnProgress
     ) -> MergedFile:
         """Join normalised clips in ``target`` (.mp4); progress counts each frame twice, copied and verified."""
-        job = self._job("merge", sources, target, quality=quality)
+        cuts = [CutClip((), clip, "") if isinstance(clip, Path) else clip for clip in clips]
+        sources = [file for cut in cuts for file in (*cut.chunks, cut.source)]
+        layout = tuple((len(cut.chunks), cut.start) for cut in cuts)
+        job = replace(self._job("merge", sources, target, quality=quality), layout=layout)
         return await self._run(MergedFile, job, target, on_progress)
 
     async def copy(

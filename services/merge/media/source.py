@@ -12,6 +12,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import islice
 from typing import BinaryIO, Never
 
 import av
@@ -99,13 +100,14 @@ class Source:
                 raise MediaError(ErrorType.TRUNCATED, "This video ends before its end.") from error
             raise
 
-    def frames(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        """Decode in display order. Every frame has a pts; what precedes an edit list is left out.
+    def frames(self, container: InputContainer, stream: VideoStream, skip: int = 0) -> Iterator[VideoFrame]:
+        """Decode in display order. Every frame has a pts; what precedes an edit list is left out, as are the first
+        ``skip`` packets.
 
         Raises MediaError truncated, decode_failed, too_many_pixels, too_many_frames, memory_exceeded.
         """
         packets = bad = decoded = 0
-        for packet in demux(container, stream):
+        for packet in islice(demux(container, stream), skip, None):
             packets += 1
             try:
                 frames = packet.decode()

@@ -17,6 +17,7 @@ from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.source import Source, demux, seconds
 from services.merge.timeline import FPS
 
+ENTRY_MARGIN = Fraction(1)  # seconds; a stream may recover only some frames after what it calls a keyframe
 TRUNCATION_SLACK = Fraction(1, 2)  # seconds; on top of a twentieth of the declared duration
 
 
@@ -39,6 +40,21 @@ def survey(source: Source) -> Survey:
     with source.container() as container:
         video = source.video(container)
         return _Reading(container, video, source).read()
+
+
+def entry(source: Source, time: Fraction) -> tuple[int, Fraction | None]:
+    """Where to begin to decode for what is shown at ``time``, in seconds of the file's own clock: the packets to
+    leave out and the time of the keyframe after them, which lies well before it. (0, None) is the beginning."""
+    skip, since = 0, None
+    with source.container() as container:
+        for number, packet in enumerate(demux(container, source.video(container))):
+            if packet.pts is None or not packet.is_keyframe or packet.is_discard:
+                continue
+            shown = seconds(packet.pts, packet.time_base)
+            if shown > time - ENTRY_MARGIN:
+                break
+            skip, since = number, shown
+    return (skip, since) if skip else (0, None)
 
 
 class _Reading:
