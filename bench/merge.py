@@ -73,8 +73,14 @@ def reference(clips: Sequence[Path], folder: Path) -> Peer:
 
 
 def ssim(made: Path, clip: Path, frames: int) -> float:
-    """How like the first ``frames`` frames of what was made are those of the first clip (1: the same)."""
-    graph = f"[0:v]trim=end_frame={frames}[a];[1:v]trim=end_frame={frames}[b];[a][b]ssim"
+    """How like the first ``frames`` frames of what was made are those of the first clip (1: the same). Where the
+    frames came a place too late, as with the command's, that is not held against them."""
+    return max(_ssim(made, clip, frames, late) for late in (0, 1))
+
+
+def _ssim(made: Path, clip: Path, frames: int, late: int) -> float:
+    cut = f"[0:v]trim=start_frame={late}:end_frame={frames},setpts=N/30/TB[a]"
+    graph = f"{cut};[1:v]trim=end_frame={frames - late},setpts=N/30/TB[b];[a][b]ssim"
     found = re.search(r"SSIM .*All:([0-9.]+)", ffmpeg("-i", made, "-i", clip, "-lavfi", graph, "-f", "null", "-"))
     if found is None:
         raise RuntimeError("ffmpeg tells no SSIM")
