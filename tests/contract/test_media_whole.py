@@ -12,6 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from av.video.reformatter import Colorspace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ from services.merge.media.runner import MediaRunner
 from services.merge.media.source import Source
 from services.merge.timeline import FPS, SAMPLES_PER_FRAME, Canvas, Quality, segments
 from tests.contract.media_fixtures import beeps, flashes, idr_frames, looks_like, pictures, samples
-from tests.contract.recordings import Audio, Recording, record
+from tests.contract.recordings import Audio, Recording, Tags, record
 
 COLOURS: Sequence[Colour] = (RED, GREEN, BLUE, (190, 160, 30))
 CANVASES = (Canvas(160, 120), Canvas(120, 160), Canvas(160, 90))
@@ -86,13 +87,17 @@ def expected_frames(recording: Recording) -> int:
     return int(end * FPS + Fraction(1, 2))
 
 
-@settings(
-    max_examples=MIXES or 12,
-    derandomize=not MIXES,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+def mixes(usual: int) -> settings:
+    return settings(
+        max_examples=MIXES or usual,
+        derandomize=not MIXES,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+@mixes(12)
 @given(st.lists(recordings(), min_size=2, max_size=4), st.sampled_from(CANVASES))
 async def test_segments_of_any_mix_of_clips_tile_the_file(mix: list[Recording], canvas: Canvas) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -111,6 +116,58 @@ async def test_segments_of_any_mix_of_clips_tile_the_file(mix: list[Recording], 
         assert counts == [expected_frames(one) for one in coloured]
         assert merged.frames == tuple(counts)
         check(target, coloured, merged.frames)
+
+
+@st.composite
+def alike(draw: st.DrawFn) -> list[Recording]:
+    """Clips whose video can be copied: one encoder, one size; everything else differs."""
+    codec = draw(st.sampled_from(("h264", "h264 with B-frames")))
+    rotation = draw(st.sampled_from((0, 90, 180)))
+    clips = []
+    for _ in range(draw(st.integers(2, 4))):
+        start = draw(st.sampled_from((Fraction(0), Fraction(1), Fraction(7, 3))))
+        sound = draw(sounds(browser=False))
+        if sound is not None and sound.delay < 0:
+            start = max(start, Fraction(1))
+        seconds = Fraction(draw(st.integers(16, 40)), FPS)
+        tags = Tags(Colorspace.ITU709)
+        clips.append(
+            Recording(codec=codec, rotation=rotation, seconds=seconds, start=start, audio=sound, tags=tags)
+        )
+    return clips
+
+
+@mixes(6)
+@given(alike())
+async def test_segments_of_clips_that_are_copied_tile_the_file(mix: list[Recording]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        coloured = [replace(one, colour=colour) for one, colour in zip(mix, COLOURS, strict=False)]
+        sources = [record(Path(folder) / str(n), one) for n, one in enumerate(coloured)]
+        target = Path(folder) / "merged.mp4"
+        merged = await MediaRunner().copy(sources, target, Quality.LOW, lambda *step: None)
+
+        assert merged.frames == tuple(expected_frames(one) for one in coloured)
+        check(target, coloured, merged.frames)
+
+
+async def test_flash_and_beep_at_the_very_start_of_each_clip_are_at_its_start(tmp_path: Path) -> None:
+    recordings = (
+        Recording(suffix=".mov", rotation=90, flash_at=Fraction(0)),
+        Recording(suffix=".webm", codec="vp8", audio=Audio("opus"), live=True, flash_at=Fraction(0)),
+        Recording(codec="hevc", fps=Fraction(25), audio=Audio(rate=44_100, layout="mono"), flash_at=Fraction(0)),
+    )
+    parts = []
+    for number, recording in enumerate(recordings):
+        source = record(tmp_path / str(number), recording)
+        parts.append(tmp_path / f"{number}.part")
+        with source.open("rb", buffering=0) as file, parts[-1].open("w+b") as out:
+            normalise(Source(file, Limits(), 1), out, CANVASES[0], Quality.LOW, lambda *step: None)
+    merged = await MediaRunner().merge(parts, tmp_path / "m.mp4", Quality.LOW, lambda *step: None)
+
+    starts = [Fraction(tile.start_frame, FPS) for tile in segments(merged.frames)]
+    assert flashes(pictures(tmp_path / "m.mp4")) == starts
+    heard = beeps(samples(tmp_path / "m.mp4"))
+    assert all(abs(a - b) < SYNC for a, b in zip(heard, starts, strict=True))
 
 
 def check(target: Path, recorded: list[Recording], frames: tuple[int, ...]) -> None:
