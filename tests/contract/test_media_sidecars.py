@@ -24,7 +24,7 @@ from services.merge.timeline import FPS, SAMPLE_RATE, Canvas, MergedFile, Qualit
 from tests.contract.media_fixtures import Picture, looks_like, pictures, samples
 
 COLOURS = (RED, GREEN, BLUE)
-SECONDS = (1.0, 0.7, 5.4)
+SECONDS = (1.0, 22 / 30, 5.4)  # the second ends at no whole millisecond
 SIZE = (192, 108)
 
 
@@ -121,6 +121,14 @@ def test_clips_of_any_loudness_come_out_alike_and_never_over_the_peak(lufs: floa
     assert abs(loud - TARGET_LUFS) < 1
     assert peak <= PEAK_DBTP + 0.2
     assert len(result) == len(pcm)
+
+
+def test_a_cry_at_the_very_end_is_held_below_the_peak_too() -> None:
+    cry = array("h", [12_000 if i // 48 % 2 else -12_000 for i in range(2 * 480)]).tobytes()
+    pcm = speech(-30, seconds=3) + cry
+    result = evened(pcm)
+    assert abs(measured(result[: -len(cry)])[0] - TARGET_LUFS) < 3, "it is amplified"
+    assert max(map(abs, array("h", result[-len(cry) :]))) < 32_768 * 10 ** ((PEAK_DBTP + 0.2) / 20)
 
 
 def test_the_limiter_moves_nothing_in_time() -> None:
@@ -240,7 +248,7 @@ def test_the_rendition_is_the_video_frame_by_frame_and_sample_by_sample(made: Ma
 async def test_a_job_that_fails_leaves_no_sidecar(made: Made, tmp_path: Path) -> None:
     targets = [tmp_path / path.name for path in made.targets]
     with pytest.raises(Exception, match="rendition"):
-        await MediaRunner().sidecars(made.video, targets, (29, 22, 162))
+        await MediaRunner().sidecars(made.video, targets, (29, 23, 162))
     assert list(tmp_path.iterdir()) == []
 
 
