@@ -114,7 +114,7 @@ class Harness:
     def busy_workers(self) -> dict[str, list[int]]:
         """The workers that have a job's child process, with the children's pids."""
         workers = {name: pid for name, pid in self.info.processes.items() if name.startswith("worker-")}
-        children = {name: _children(pid) for name, pid in workers.items()}
+        children = {name: [c for c in _children(pid) if _is_of_a_job(c)] for name, pid in workers.items()}
         return {name: pids for name, pids in children.items() if pids}
 
     def objects(self, prefix: str) -> list[Path]:
@@ -138,6 +138,14 @@ class Harness:
             await client.close()
         assert entry.value is not None
         return MergeRecord.FromString(entry.value)
+
+
+def _is_of_a_job(pid: int) -> bool:
+    """A worker that starts has also a child that tells of the media library."""
+    try:
+        return b"services.merge.media.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False  # it has ended
 
 
 def _children(pid: int) -> list[int]:
