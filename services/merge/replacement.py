@@ -141,7 +141,7 @@ def _same(clip: Clip, new: NewClip) -> bool:
 
 
 def _upload_id(session: Session, index: int, request: str) -> str:
-    return str(uuid.uuid5(uuid.UUID(session.id), f"clip-{index}-{request}"))
+    return str(uuid.uuid5(uuid.UUID(session.id), f"replace-{index}-{request}"))
 
 
 def _reused() -> AlreadyExists:

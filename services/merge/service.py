@@ -126,15 +126,18 @@ class MergeSessions:
         """The session now and at each change, until it is completed, failed or cancelled. Raises NotFound."""
         changed = asyncio.Event()
         async with AsyncExitStack() as stack:
-            session = (await self.get(owner, session_id)).session
-            things = [(KIND, session_id), *(("upload", clip.upload_id) for clip in session.clips)]
-            for kind, id_ in things:
-                hints = await stack.enter_async_context(self._progress.subscribe(kind, id_))
-                stack.push_async_callback(_cancelled, asyncio.create_task(_set_on_hint(hints, changed)))
+            followed: set[tuple[str, str]] = set()
             last = None
             while True:
                 changed.clear()
                 now = await self.get(owner, session_id)
+                things = {(KIND, session_id), *(("upload", clip.upload_id) for clip in now.session.clips)}
+                if not things <= followed:  # at first, and when a clip was replaced
+                    for kind, id_ in things - followed:
+                        hints = await stack.enter_async_context(self._progress.subscribe(kind, id_))
+                        stack.push_async_callback(_cancelled, asyncio.create_task(_set_on_hint(hints, changed)))
+                    followed |= things
+                    continue  # what happened before is seen by reading once more
                 if now != last:
                     yield now
                     last = now

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
+from services.common.adapters.nats_progress import NatsProgressBus
 from services.common.errors import (
     FailedPrecondition,
     FieldViolation,
@@ -19,6 +20,8 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.keys import KeyRing
+from services.common.progress import Progress
+from services.merge import service
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.planner import UploadStatus
 from tests.rpc.merge_world import SteeredMedia, World, refusal, running
@@ -178,3 +181,26 @@ async def test_a_replacement_that_was_cut_off_is_completed_by_the_controller(wor
     new = (await world.status(id_)).videos[1]
     assert new.filename == "again.mp4"
     assert (await replaced(world, id_, request_id="one")).session_id == new.session_id
+
+
+async def test_who_watches_is_told_of_the_new_clips_upload_as_of_the_others(
+    world: World, nats_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_LOOK_AGAIN_SECONDS", 600.0)  # nothing is seen but what a hint tells of
+    begun = await world.initiate()
+    id_ = begun.merge_session_id
+    watch = world.merges.WatchMerge(
+        merge_service_pb2.WatchMergeRequest(merge_session_id=id_), metadata=world.as_player("alice")
+    )
+    async with asyncio.timeout(20):
+        updates = aiter(watch)
+        await anext(updates)
+        new = (await replaced(world, id_)).session_id
+        while (await anext(updates)).merge_session.videos[1].session_id != new:
+            pass
+        known = world.uploads.known[new]
+        world.uploads.known[new] = replace(known, status=UploadStatus.IN_PROGRESS, progress=0.5)
+        await NatsProgressBus(nats_client).publish(Progress("upload", new))
+        while (await anext(updates)).merge_session.videos[1].progress_percent == 0:
+            pass
+    watch.cancel()

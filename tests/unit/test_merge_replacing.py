@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -253,3 +254,13 @@ async def test_a_session_that_is_being_made_or_has_no_such_clip_is_not_touched(h
     await house.sessions.update(KEY, replace(entry.value, uploads_ready=False), entry.revision)
     with pytest.raises(Unavailable):
         await house.replacer.replace("alice", ID, 1, TAKE)
+
+
+async def test_a_request_id_may_be_any_text(house: House) -> None:
+    first = (await house.session()).clips[1]
+    await house.sessions.delete(KEY, 1)
+    derived = str(uuid.uuid5(uuid.UUID(ID), "clip-1-0"))  # as InitiateMerge names the first take
+    clips = tuple(replace(c, upload_id=derived) if c == first else c for c in normalised().clips)
+    await house.sessions.create(KEY, replace(normalised(), clips=clips))
+    clip, _ = await house.replacer.replace("alice", ID, 1, TAKE, "0")
+    assert clip.upload_id != derived
