@@ -81,6 +81,7 @@ def in_order(sessions: Iterable[Session]) -> list[tuple[Session, Unit]]:
             su[0].id,
             _ENDS_FIRST.get(su[1].kind, 1),
             su[1].clip_index,
+            su[1].chunk,
         ),
     )
 

@@ -99,7 +99,7 @@ class DeadLetters:
         if session.state is not SessionState.FAILED:
             state = session.state.removeprefix("SESSION_STATE_").lower()
             raise FailedPrecondition(f"the session of {id_} is {state}, not failed: {_HINT}")
-        unit = session.unit(job.kind, job.clip_index)
+        unit = session.unit(job.kind, job.clip_index, job.chunk)
         if unit is None or unit.ref != job.ref:
             raise FailedPrecondition(f"{id_} is not its session's latest attempt: {_HINT}")
         if session.cleaned or now - session.updated_at >= self._retention.clips:

@@ -212,7 +212,16 @@ async def build_worker(
             max_streams=settings.max_clip_streams,
             locked=settings.worker_sandbox == "required",
         )
-        runner = media or MediaRunner(limits, settings.worker_threads, even_loudness=settings.merge_even_loudness)
+        runner = media
+        if runner is None:
+            runner = own = MediaRunner(
+                limits,
+                settings.worker_threads,
+                even_loudness=settings.merge_even_loudness,
+                spare=settings.worker_jobs,
+            )
+            stack.push_async_callback(own.close)
+            await own.warm()
         objects = await stack.enter_async_context(open_objects(settings))
         worker = MergeWorker(
             await _sessions(nats, settings),

@@ -1,8 +1,8 @@
 """The process that reads hostile bytes: one job, then it ends. Run by the runner, never imported by it.
 
-Order matters: the job is read and its files are opened while everything is allowed, a canary loads what is loaded
-on first use, then the lock closes, and only then a byte of a source is looked at. The real stdout is kept aside
-for the protocol: whatever a library prints goes to stderr.
+Order matters: a canary loads what is loaded on first use, the job is waited for and read and its files are opened,
+all while everything is allowed; then the lock closes, and only then a byte of a source is looked at. The real
+stdout is kept aside for the protocol: whatever a library prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ class Channel:
 def main() -> int:
     channel = Channel()
     try:
-        job = Job.from_json(sys.stdin.buffer.read())
+        canary.sing()
+        asked = sys.stdin.buffer.read()
+        if not asked:  # the worker has ended, or has no job for this child
+            return 0
+        job = Job.from_json(asked)
         die_with_parent(job.parent)
         channel.send(result_line(_run(job, channel)))
     except MediaError as error:
@@ -56,7 +60,6 @@ def main() -> int:
 def _run(job: Job, channel: Channel) -> Result:
     with ExitStack() as files:
         sources = [Source(files.enter_context(open_source(path)), job.limits, job.threads) for path in job.sources]
-        canary.sing()
         if job.kind == "probe":
             lock_down(job.limits, job.parent)
             with sources[0].explained():

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from services.merge.media.children import Children
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
 from services.merge.media.protocol import (
@@ -55,17 +56,28 @@ log = logging.getLogger(__name__)
 
 
 class MediaRunner:
-    """Runs media jobs; holds no state, so any number of calls may run at once.
+    """Runs media jobs, any number at once; ``spare`` children are started ahead (:meth:`warm`, :meth:`close`).
 
     Every method raises :class:`MediaError`. ``on_progress(frames_done, frames_expected)`` is called on
     the event loop and never goes back. ``threads`` is what decoder, filters and encoder may each use;
     ``even_loudness``: whether a merge makes its clips equally loud.
     """
 
-    def __init__(self, limits: Limits | None = None, threads: int = 1, *, even_loudness: bool = True) -> None:
+    def __init__(
+        self, limits: Limits | None = None, threads: int = 1, *, even_loudness: bool = True, spare: int = 0
+    ) -> None:
         self._limits = limits or Limits()
         self._threads = threads
         self._even_loudness = even_loudness
+        self._children = Children(_start, _end, spare)
+
+    async def warm(self) -> None:
+        """Start the spare children."""
+        await self._children.fill()
+
+    async def close(self) -> None:
+        """End the children that wait for a job."""
+        await self._children.close()
 
     async def probe(self, source: Path) -> ClipInfo:
         """Look at a clip: see :mod:`services.merge.media.probe`."""
@@ -134,16 +146,7 @@ class MediaRunner:
     async def _run(self, kind: type[ResultT], job: Job, target: Path | None, on_progress: OnProgress) -> ResultT:
         done = False
         try:
-            process = await asyncio.create_subprocess_exec(
-                *COMMAND,
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=PIPE,
-                cwd="/",
-                env=_environment(),
-                start_new_session=True,
-                limit=MAX_LINE_BYTES,
-            )
+            process = await self._children.take()
             try:
                 result = await _converse(process, kind, job, on_progress)
             finally:
@@ -153,6 +156,19 @@ class MediaRunner:
         finally:
             if target is not None and not done:
                 target.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call, and it must not be cancelled
+
+
+async def _start() -> Process:
+    return await asyncio.create_subprocess_exec(
+        *COMMAND,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        cwd="/",
+        env=_environment(),
+        start_new_session=True,
+        limit=MAX_LINE_BYTES,
+    )
 
 
 async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
