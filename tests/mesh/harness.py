@@ -114,7 +114,9 @@ class Harness:
     def busy_workers(self) -> dict[str, list[int]]:
         """The workers that have a job's child process, with the children's pids."""
         workers = {name: pid for name, pid in self.info.processes.items() if name.startswith("worker-")}
-        children = {name: [c for c in _children(pid) if _is_of_a_job(c)] for name, pid in workers.items()}
+        children = {
+            name: [c for c in _children(pid) if _is_of_a_job(c, self.state.data)] for name, pid in workers.items()
+        }
         return {name: pids for name, pids in children.items() if pids}
 
     def objects(self, prefix: str) -> list[Path]:
@@ -140,12 +142,15 @@ class Harness:
         return MergeRecord.FromString(entry.value)
 
 
-def _is_of_a_job(pid: int) -> bool:
-    """A worker that starts has also a child that tells of the media library."""
-    try:
-        return b"services.merge.media.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False  # it has ended
+def _is_of_a_job(pid: int, data: Path) -> bool:
+    """Whether it has a file of the mesh's data open. A worker has also children that wait for a job."""
+    for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if descriptor.readlink().is_relative_to(data):
+                return True
+        except OSError:
+            continue  # it has ended, or closed it
+    return False
 
 
 def _children(pid: int) -> list[int]:
