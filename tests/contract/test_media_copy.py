@@ -10,7 +10,7 @@ import pytest
 from av.video.frame import PictureType, VideoFrame
 
 from mesh.clips import BLUE, GREEN, RED, Colour, Sound, make_clip, to_yuv
-from services.merge.media.coded import are_regular, nal_types
+from services.merge.media.coded import MAX_NALS, Packets, are_regular, nal_types
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.runner import MediaRunner
 from services.merge.media.verify import verify_copy
@@ -151,6 +151,13 @@ def test_a_rate_that_is_almost_right_is_not() -> None:
 def test_nal_units_that_claim_more_than_there_is_end_the_packet() -> None:
     assert list(nal_types(b"\xff\xff\xff\xff\x65")) == [5]
     assert list(nal_types(b"\x00\x00\x00\x00")) == []
+
+
+def test_a_packet_of_countless_nal_units_is_no_picture_and_is_not_counted() -> None:
+    for count, closed in ((MAX_NALS, True), (MAX_NALS + 1, False), (10_000_000, False)):
+        packets = Packets(b"\x01\x64\x00\x0a\xff", "h264")
+        packets.see(Fraction(0), b"\x00\x00\x00\x01\x65" * count, keyframe=True, hidden=False)
+        assert packets.closed is closed
 
 
 async def test_clips_that_are_not_alike_are_not_copied(clips: list[Path], tmp_path: Path) -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import islice
 from typing import cast
 
 from av.buffer import Buffer
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from services.merge.media.source import Source, demux, seconds
 from services.merge.timeline import FPS, Coded
 
 NAL_IDR, NAL_PARAMETERS = 5, frozenset({7, 8})  # ITU-T H.264, table 7-1
 AVCC_VERSION = 1
+MAX_NALS = 512  # in a packet; a picture has one for each slice and a few more
 TOLERANCE = Fraction(1, 10)  # of a frame: a clock of 1/600 s rounds by a twentieth
 
 
@@ -29,7 +30,7 @@ def coded(source: Source, first: VideoFrame) -> Coded:
     with source.container() as container:
         video = source.video(container)
         context = video.codec_context
-        packets = _Packets(video)
+        packets = Packets(context.extradata or b"", context.name)
         for packet in demux(container, video):
             if packet.size and packet.pts is not None:
                 time = seconds(packet.pts, packet.time_base)
@@ -64,12 +65,10 @@ def nal_types(data: bytes, length_bytes: int = 4) -> Iterator[int]:
         position += length_bytes + int.from_bytes(data[position : position + length_bytes], "big")
 
 
-class _Packets:
+class Packets:
     """What is seen of the packets, in the order of decoding."""
 
-    def __init__(self, video: VideoStream) -> None:
-        extradata = video.codec_context.extradata or b""
-        self._h264 = video.codec_context.name == "h264"
+    def __init__(self, extradata: bytes, codec: str) -> None:
         self._apart = len(extradata) > 4 and extradata[0] == AVCC_VERSION
         self._length_bytes = (extradata[4] & 3) + 1 if self._apart else 4
         self._keyframe: Fraction | None = None
@@ -77,7 +76,7 @@ class _Packets:
         self.size = 0
         self.hidden = 0
         self.untimed = False
-        self.closed = self._h264 and self._apart
+        self.closed = codec == "h264" and self._apart
         self.in_band = not self._apart
 
     def see(self, time: Fraction, data: bytes, *, keyframe: bool, hidden: bool) -> None:
@@ -86,8 +85,11 @@ class _Packets:
         self.hidden += hidden
         if not self.closed:
             return
-        types = set(nal_types(data, self._length_bytes))
-        self.in_band = self.in_band or bool(types & NAL_PARAMETERS)
+        types = list(islice(nal_types(data, self._length_bytes), MAX_NALS + 1))
+        if len(types) > MAX_NALS:
+            self.closed = False
+            return
+        self.in_band = self.in_band or not NAL_PARAMETERS.isdisjoint(types)
         if keyframe:
             self._keyframe = time
             self.closed = NAL_IDR in types
