@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.merge.delivery import BIT_RATES, PlanAction, clip_plans, is_copied
@@ -256,6 +256,7 @@ def test_a_replaced_clip_redoes_only_itself() -> None:
     assert unit(session, JobKind.MERGE).generation == 1
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.permutations(range(3)),
     st.lists(
@@ -289,6 +290,7 @@ def do_chunk(session: Session, chunk: int, frames: int = 300) -> Session:
     return plan(finish(claim(session, ref, "t", 1, NOW), ref, "t", made, NOW), {}, NOW, whole_seconds=20)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.floats(0.04, 3600), st.floats(1, 60))
 def test_chunks_tile_the_clip(seconds: float, whole: float) -> None:
     cut = chunks(seconds, whole)

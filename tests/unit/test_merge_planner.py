@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.merge.admission import admitted, in_order
@@ -102,6 +102,7 @@ def test_a_canvas_that_was_asked_for_stays() -> None:
     assert do(session, JobKind.PROBE, 0, Outcome(clip=PORTRAIT)).canvas == Canvas(320, 180)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.permutations(range(3)), st.permutations(range(3)), st.permutations(range(3)))
 def test_in_whatever_order_clips_come_the_merge_comes_last_and_once(
     uploads: list[int], probes: list[int], normalisations: list[int]
