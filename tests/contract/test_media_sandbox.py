@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.keys import KeyRing
 from services.merge.config import MergeSettings
-from services.merge.media import landlock, seccomp
+from services.merge.media import landlock, sandbox, seccomp
 from services.merge.media.runner import ROOT
 from services.merge.wiring import build_worker
 
@@ -126,6 +127,18 @@ except OSError as error:
     assert allowed(tmp_path, lock) == []
 
 
+def test_a_child_that_nobody_ends_ends_two_seconds_after_its_time(tmp_path: Path) -> None:
+    lock = """
+sandbox.GRACE_SECONDS = 0
+sandbox.lock_down(Limits(wall_seconds=0.1), os.getppid())
+while True:
+    pass
+"""
+    with pytest.raises(AssertionError, match=str(-signal.SIGALRM)):
+        allowed(tmp_path, lock)
+    assert sandbox.GRACE_SECONDS == 2
+
+
 @pytest.mark.parametrize("here", seccomp.MACHINES.values(), ids=seccomp.MACHINES)
 def test_every_path_through_the_filter_ends_in_it(here: seccomp.Machine) -> None:
     steps = seccomp.program(here, 1)
@@ -146,8 +159,8 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
         yield stack
 
 
-def settings(nats_url: str, keys: KeyRing, tmp_path: Path, sandbox: str) -> MergeSettings:
-    return MergeSettings(nats_url=nats_url, data_dir=tmp_path, worker_sandbox=sandbox, **keys.settings())
+def settings(nats_url: str, keys: KeyRing, tmp_path: Path, wanted: str) -> MergeSettings:
+    return MergeSettings(nats_url=nats_url, data_dir=tmp_path, worker_sandbox=wanted, **keys.settings())
 
 
 async def closed_in(worker_port: int) -> bool:

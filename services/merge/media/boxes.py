@@ -1,4 +1,4 @@
-"""Whether bytes are missing, read off a file's outermost structure alone; for files that cannot be read otherwise.
+"""Whether bytes are missing, read off a file's outermost structure alone; for files that FFmpeg cannot open.
 
 MP4 (ISO/IEC 14496-12, 4.2) is a row of boxes that tell their lengths, and cannot be played without its ``moov``
 or a fragment's ``moof``. Matroska (RFC 8794) is a header and one segment, whose length a live recording
@@ -11,7 +11,8 @@ import os
 from typing import BinaryIO
 
 FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp")
-INDEXES = {b"moov", b"moof"}
+INDEXES, MEDIA = {b"moov", b"moof"}, {b"mdat"}
+BLOCK = 1 << 20
 MATROSKA = b"\x1a\x45\xdf\xa3"
 SEGMENT = b"\x18\x53\x80\x67"
 MAX_BOXES = 10_000
@@ -28,24 +29,34 @@ def cut_off(file: BinaryIO) -> bool:
 
 
 def _boxes_are_cut(file: BinaryIO, size: int) -> bool:
-    position, index = 0, False
+    position, kinds = 0, set[bytes]()
     for _ in range(MAX_BOXES):
-        if position == size:
-            return not index
+        if position >= size:
+            break
         file.seek(position)
         head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        elif length == 0:  # up to the end, whatever that is
-            return not index and head[4:8] not in INDEXES
-        if length < 8:
-            return position + 8 > size
-        index = index or head[4:8] in INDEXES
-        position += length
-        if position > size:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if len(head) < 8 or (length == 1 and len(head) < 16):
             return True
-    return False
+        kinds.add(kind)
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        elif length == 0:  # up to the end, wherever that is
+            length = size - position
+        if length < 8:
+            return False
+        position += length
+    return position > size or not (kinds & INDEXES and kinds & MEDIA)
+
+
+def tracks(file: BinaryIO) -> int:
+    """How many tracks an MP4 seems to have, without reading it as one: too many of them cannot be opened."""
+    file.seek(0)
+    count, end = 0, b""
+    while block := file.read(BLOCK):
+        count += (end + block).count(b"trak")
+        end = block[-3:]
+    return count
 
 
 def _matroska_is_cut(file: BinaryIO, size: int) -> bool:

@@ -19,10 +19,11 @@ import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from services.merge.media.boxes import cut_off
+from services.merge.media.boxes import cut_off, tracks
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import Digest, digest
 from services.merge.media.limits import Limits
@@ -31,6 +32,7 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 READ_BYTES = 1 << 20  # 40 reads of a 40 MB clip instead of over a thousand
 TOLERATED_BAD_PACKETS = 0.1  # a phone's file may have a damaged packet; more than a tenth is not a video
 UNREADABLE = frozenset({ErrorType.NOT_A_VIDEO, ErrorType.NO_VIDEO_STREAM, ErrorType.DECODE_FAILED})
+FFMPEG_STREAMS = 1000  # its own limit on the tracks of a file
 SPARE_BYTES = 32 << 20  # less address space than this below RLIMIT_AS is too little to decode in
 
 
@@ -49,20 +51,31 @@ class Source:
     @contextmanager
     def container(self) -> Iterator[InputContainer]:
         """Open from the start. Raises MediaError not_a_video, too_many_streams."""
+        try:
+            container = self._open({"max_pixels": str(self.limits.max_pixels)})
+        except MediaError as error:
+            if error.error_type == ErrorType.MEMORY_EXCEEDED:  # also how FFmpeg refuses a track too many
+                self._check_streams(count if (count := tracks(self._file)) > FFMPEG_STREAMS else 0)
+            raise
+        with container:
+            self._check_streams(len(container.streams))
+            yield container
+
+    def _open(self, options: dict[str, str]) -> InputContainer:
         self._file.seek(0)
         with as_media_error(ErrorType.NOT_A_VIDEO, "This file is not a video we can read."):
-            container = av.open(
+            return av.open(
                 self._file,
                 "r",
-                options={"format_whitelist": FORMATS, "max_pixels": str(self.limits.max_pixels)},
+                options={"format_whitelist": FORMATS, **options},
                 buffer_size=READ_BYTES,
                 metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a clip
                 io_open=_refuse,
             )
-        with container:
-            if len(container.streams) > self.limits.max_streams:
-                raise MediaError(ErrorType.TOO_MANY_STREAMS, "This file has too many tracks.")
-            yield container
+
+    def _check_streams(self, count: int) -> None:
+        if count > self.limits.max_streams:
+            raise MediaError(ErrorType.TOO_MANY_STREAMS, "This file has too many tracks.")
 
     def video(self, container: InputContainer) -> VideoStream:
         """The first moving picture (cover art is none), its decoder set up but not yet opened.
@@ -74,13 +87,23 @@ class Source:
                 continue
             if stream.codec_context is None:
                 raise MediaError(ErrorType.DECODE_FAILED, "This video's codec is not supported.")
-            self.check_pixels(stream.codec_context.width, stream.codec_context.height)
+            self.check_pixels(*self._size(stream))
             # Works only here, not on av.open: the size in the bit stream may differ from the container's.
             stream.codec_context.options = {"max_pixels": str(self.limits.max_pixels)}
             stream.codec_context.thread_count = self.threads
             stream.codec_context.thread_type = "FRAME"
             return stream
         raise MediaError(ErrorType.NO_VIDEO_STREAM, "This file has no video.")
+
+    def _size(self, stream: VideoStream) -> tuple[int, int]:
+        """As the header tells it. FFmpeg tells none when it met one larger than it may decode: then it is asked
+        again without that limit, for which the memory's limit stands in."""
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width and height:
+            return width, height
+        with self._open({}) as container:
+            context = container.streams[stream.index].codec_context
+            return (context.width, context.height) if isinstance(context, VideoCodecContext) else (0, 0)
 
     def check_pixels(self, width: int, height: int) -> None:
         if width * height > self.limits.max_pixels:
