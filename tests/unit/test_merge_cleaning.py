@@ -42,6 +42,7 @@ from services.merge.domain import (
 from services.merge.jobs import KINDS, MergeJob
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
+from services.merge.requests import NewClip
 from services.merge.service import MergeSessions
 from services.merge.transitions import cancel, claim, fail
 from services.merge.videos import video_id
@@ -247,6 +248,26 @@ async def test_a_failed_session_can_be_retried_until_its_clips_go_and_not_while_
     assert shown.cleaned
     assert shown.failure is not None
     assert not shown.failure.retry_available
+
+
+async def test_a_clip_can_be_replaced_until_the_others_go_and_not_while_they_go(house: House) -> None:
+    lost = Failure("clip_cancelled", "it was cancelled", NOW, retry_available=False, clip_index=0)
+    await house.sessions.create(KEY, fail(uploaded_session(), lost, NOW))
+    await house.controller.reconcile(KEY)
+    house.now += WEEK
+    refused: list[str] = []
+
+    async def replace_clip() -> None:
+        with pytest.raises(FailedPrecondition) as caught:
+            await house.merges.replace_clip("alice", ID, 0, NewClip("a.mp4", 1, 1.0, "video/mp4"))
+        refused.append(caught.value.reason)
+
+    house.uploads.on_discard = replace_clip
+    await house.controller.reconcile(KEY)
+    assert refused == ["CLIPS_GONE", "CLIPS_GONE"]
+    session = await house.session()
+    assert session is not None
+    assert (session.state, session.cleaned) == (SessionState.FAILED, True)
 
 
 async def test_a_failed_session_that_was_cleaned_up_and_then_cancelled_still_goes_one_day(house: House) -> None:
