@@ -26,7 +26,7 @@ from services.merge.media.sandbox import lock_down
 from services.merge.media.source import Source
 from services.merge.timeline import Canvas, Quality
 
-LIMITS = Limits(max_clip_seconds=2, wall_seconds=10)
+LIMITS = Limits(max_clip_seconds=2, wall_seconds=60)
 OURS = Limits(cpu_seconds=7_200, wall_seconds=7_200)  # of a child that does thousands of jobs
 CANVAS = Canvas(64, 48)
 DONE = "done"

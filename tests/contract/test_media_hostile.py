@@ -27,7 +27,7 @@ from tests.contract.media_locked import DONE, PRECISE, LockedJobs
 
 CANVAS = Canvas(64, 48)
 SIZE = (64, 48)
-WALL = 20.0
+WALL = 60.0
 GRACE = 2.0
 
 
@@ -324,3 +324,10 @@ async def test_a_thousand_tracks_are_too_many(source: Path, good: None, count: i
     many = moov + moov[track : track + length] * (count - 1)
     source.write_bytes(data[:start] + _box(b"moov", many) + data[start + size :])
     assert await refusals(source) == {ErrorType.TOO_MANY_STREAMS}
+
+
+def test_a_larger_canvas_has_more_time() -> None:
+    limits = Limits(wall_seconds=100, cpu_seconds=200)
+    assert limits.for_canvas(Canvas(64, 48)) == limits.for_canvas(Canvas(720, 1280)) == limits
+    assert limits.for_canvas(Canvas(1920, 1080)).wall_seconds == 225
+    assert limits.for_canvas(Canvas(1080, 1920)).cpu_seconds == 450
