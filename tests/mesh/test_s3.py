@@ -38,7 +38,8 @@ async def test_a_killed_s3_server_comes_back_and_the_video_is_made_and_streamed(
         assert last.headers["Content-Range"] == f"bytes {size - 1000}-{size - 1}/{size}"
         (tmp_path / "video.mp4").write_bytes(whole.body)
         assert_exact(tmp_path / "video.mp4", merged["segments"])
-        assert await stored(own) == {"uploads": 3, "merges": 3, "videos": 1}
+        # The video, a poster for each statement, the storyboard and the HLS rendition.
+        assert await stored(own) == {"uploads": 3, "merges": 3, "videos": 6}
         assert not (own.state.s3 / "data" / "objects").exists()
         assert own.interrupt() == 0
     finally:
