@@ -30,7 +30,7 @@ async def health(world: World) -> merge_service_pb2.GetProcessingHealthResponse:
 async def test_jobs_that_wait_run_and_failed_are_counted_and_workers_come_and_go(world: World) -> None:
     waiting = await world.initiate()
     await world.upload_all(waiting)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (told := await health(world)).processing_queue.depth != 3:
             await asyncio.sleep(0.1)  # the controller publishes on its own; an answer is remembered for a second
     assert dict(told.processing_queue.depth_by_priority)["normal"] == 3
@@ -46,12 +46,12 @@ async def test_jobs_that_wait_run_and_failed_are_counted_and_workers_come_and_go
         raise MediaError(ErrorType.NO_VIDEO_STREAM, "there is no picture in it")
 
     await world.worker(SteeredMedia(fail))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (told := await health(world)).processing_queue.active_jobs != 1:
             await asyncio.sleep(0.1)
     may_fail.set()
     await world.until(waiting.merge_session_id, merge_pb2.MERGE_STATUS_FAILED)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (told := await health(world)).processing_queue.failed_jobs_last_hour == 0:
             await asyncio.sleep(0.1)
     assert len(told.workers) == 1
@@ -60,7 +60,7 @@ async def test_jobs_that_wait_run_and_failed_are_counted_and_workers_come_and_go
 async def test_a_real_worker_tells_what_it_can_do_until_it_ends(world: World) -> None:
     async with wiring.build_worker(world.settings) as app:
         loops = [asyncio.create_task(loop()) for loop in app.background]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while not (told := await health(world)).workers:
                 await asyncio.sleep(0.1)
         library = told.ffmpeg_service
@@ -74,6 +74,6 @@ async def test_a_real_worker_tells_what_it_can_do_until_it_ends(world: World) ->
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while (await health(world)).workers:
             await asyncio.sleep(0.1)

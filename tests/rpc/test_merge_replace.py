@@ -54,7 +54,7 @@ async def replaced(
 
 
 async def discarded(world: World, upload_id: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while upload_id not in world.uploads.discarded:
             await asyncio.sleep(0.02)  # the controller does it on its own
 
@@ -72,7 +72,7 @@ async def test_only_the_replaced_clip_is_done_anew_while_its_worker_stops(world:
     begun = await world.initiate()
     id_ = begun.merge_session_id
     await world.upload_all(begun)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         await joining.wait()
     canvas = (await world.status(id_)).canvas
     new = await replaced(world, id_)
@@ -192,7 +192,7 @@ async def test_who_watches_is_told_of_the_new_clips_upload_as_of_the_others(
     watch = world.merges.WatchMerge(
         merge_service_pb2.WatchMergeRequest(merge_session_id=id_), metadata=world.as_player("alice")
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         updates = aiter(watch)
         await anext(updates)
         new = (await replaced(world, id_)).session_id

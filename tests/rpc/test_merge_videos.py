@@ -56,7 +56,7 @@ async def test_a_deleted_video_is_gone_with_all_that_lay_beside_it(world: World)
         assert isinstance(await refusal(found), NotFound)
     publish = V.SetVisibilityRequest(video_file_id=id_, owner="alice", visibility=video_pb2.VISIBILITY_PUBLIC)
     assert isinstance(await refusal(world.videos.SetVisibility(publish, metadata=world.as_service())), NotFound)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await keys_of(world, session_id):
             await asyncio.sleep(0.02)  # the controller removes the files on its own
     await world.videos.GetVideo(V.GetVideoRequest(video_file_id=other), metadata=alice)
