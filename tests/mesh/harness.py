@@ -174,10 +174,15 @@ async def upload_all(phone: Phone, clips: Sequence[Path], canvas: tuple[int, int
     return merge_session_id
 
 
-async def finished(phone: Phone, merge_session_id: str, within: float = 60.0) -> Json:
-    """Follows a merge to its end, ``within`` seconds; the completed session."""
+async def finished(
+    phone: Phone, merge_session_id: str, within: float = 60.0, *, never_falls: bool = False
+) -> Json:
+    """Follows a merge to its end, ``within`` seconds; the completed session. ``never_falls``: its percentage."""
+    percent = 0.0
     async with asyncio.timeout(within):
         async for session in phone.follow_merge(merge_session_id):
             last = session
+            assert not never_falls or last["overall_progress_percent"] >= percent
+            percent = last["overall_progress_percent"]
     assert last["overall_status"] == "completed", last
     return last

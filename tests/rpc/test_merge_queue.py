@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from services.merge.domain import Clip, Session, SessionState, UnitState
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.status import view
+from services.merge.timeline import Canvas, NormalisedClip, Piece, Quality
 from tests.rpc.merge_world import SteeredMedia, World, running
 from twotruths.merge.v1 import merge_pb2, merge_service_pb2
 
@@ -152,3 +153,51 @@ async def test_a_session_that_failed_stays_where_it_was_though_all_hints_are_los
     assert afterwards.overall_percent == failed.overall_progress_percent > 0
     assert [clip.percent for clip in afterwards.clips] == [clip.progress_percent for clip in failed.videos]
     assert not failed.HasField("estimated_remaining_seconds")
+
+
+class StepByStep(SteeredMedia):
+    """Normalises in six steps and fails once in the middle of one clip."""
+
+    failures = 1
+
+    async def normalise(
+        self,
+        source: Path,
+        target: Path,
+        canvas: Canvas,
+        quality: Quality,
+        on_progress: Callable[[int, int], None],
+        piece: Piece | None = None,
+    ) -> NormalisedClip:
+        for step in range(6):
+            on_progress(15 * step, 90)
+            await asyncio.sleep(0.2)
+            if step == 4 and self.failures:
+                self.failures -= 1
+                raise MediaError(ErrorType.WORKER_FAILED, "killed")
+        return await super().normalise(source, target, canvas, quality, lambda *_: None)
+
+
+async def test_progress_never_falls_whoever_looks_and_whatever_is_tried_again(
+    nats_client: Client, nats_url: str, keys: KeyRing, tmp_path: Path
+) -> None:
+    async with running(nats_url, keys, tmp_path, worker_jobs=3) as world:
+        await world.worker(StepByStep())
+        initiated = await world.initiate()
+        await world.upload_all(initiated)
+        request = merge_service_pb2.WatchMergeRequest(merge_session_id=initiated.merge_session_id)
+        seen: list[merge_pb2.MergeSession] = []
+        async with asyncio.timeout(30):
+            async for response in world.merges.WatchMerge(request, metadata=world.as_player("alice")):
+                seen += [response.merge_session, await world.status(initiated.merge_session_id)]
+    assert seen[-1].overall_status == merge_pb2.MERGE_STATUS_COMPLETED
+    rows = [
+        (s.overall_progress_percent, s.merge_progress_percent, *(clip.progress_percent for clip in s.videos))
+        for s in seen
+    ]
+    for figures in zip(*rows, strict=True):
+        assert list(figures) == sorted(figures)
+        assert figures[-1] == 100
+    between = {clip for row in rows for clip in row[2:] if 50 < clip < 100}
+    assert len(between) >= 3, "frames are told as they are done, not only the end"
+    assert all(s.estimated_remaining_seconds > 0 for s in seen[:-2] if s.HasField("estimated_remaining_seconds"))
