@@ -16,6 +16,7 @@ import aiohttp
 import av
 import pytest
 
+from mesh.clips import RED, make_clip
 from mesh.http import ConnectionLost, Json
 from mesh.sender import Sender
 from tests.mesh.harness import CANVAS, Harness, finished, upload_all
@@ -56,6 +57,29 @@ async def test_the_demo_plays_the_game_on_a_running_mesh(mesh: Harness, clips: l
     assert [segment["frame_count"] for segment in result["segments"]] == [30, 36, 24]
     video = mesh.video(result["merge_session_id"])
     assert_exact(video, result["segments"])
+
+
+async def test_clips_that_can_be_delivered_as_they_are_are_copied(mesh: Harness, tmp_path: Path) -> None:
+    clips = [tmp_path / f"{n}.mp4" for n in range(3)]
+    for clip, seconds in zip(clips, (1.0, 0.5, 0.8), strict=True):
+        make_clip(clip, seconds=seconds, colour=RED, size=CANVAS)
+    async with mesh.phone("carol") as carol:
+        session = await finished(carol, await upload_all(carol, clips))
+    assert [(step["video_index"], step["action"]) for step in session["plan"]] == [(n, "copy") for n in range(3)]
+    assert [segment["frame_count"] for segment in session["merged_video"]["segments"]] == [30, 15, 24]
+    assert session["merged_video"]["compression_applied"] is False
+    assert_video(mesh, session)
+
+
+async def test_a_long_clip_is_encoded_in_pieces(mesh: Harness, clips: list[Path], tmp_path: Path) -> None:
+    long = tmp_path / "long.mp4"
+    make_clip(long, seconds=20.5, fps=10, colour=RED)
+    async with mesh.phone("carol") as carol:
+        session = await finished(carol, await upload_all(carol, [clips[0], long, clips[1]]))
+    assert {step["action"] for step in session["plan"]} == {"transcode"}
+    assert [segment["frame_count"] for segment in session["merged_video"]["segments"]] == [30, 615, 36]
+    assert len(mesh.objects(f"merges/{session['merge_session_id']}")) == 2 + 3
+    assert_video(mesh, session)
 
 
 async def test_a_killed_workers_job_is_finished_by_another_once(mesh: Harness, clips: list[Path]) -> None:
