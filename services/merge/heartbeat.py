@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 5.0
 _TTL_SECONDS = 16.0  # three reports may be lost
+_FAREWELL_SECONDS = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -64,11 +65,15 @@ class Heartbeat:
                 except (ServiceError, RevisionConflict) as error:  # away, or the report had gone: the next comes
                     self._entry = None
                     log.debug("no report: %s", error)
+                except Exception:  # whatever it is, the worker works on
+                    self._entry = None
+                    log.exception("no report")
                 await asyncio.sleep(self._every_seconds)
         finally:
             if self._entry is not None:
-                with suppress(ServiceError, RevisionConflict):
-                    await self._reports.delete(self._entry.key, self._entry.revision)
+                with suppress(ServiceError, RevisionConflict, TimeoutError):
+                    async with asyncio.timeout(_FAREWELL_SECONDS):
+                        await self._reports.delete(self._entry.key, self._entry.revision)
 
     async def _report(self, report: WorkerReport) -> None:
         if self._entry is None:
@@ -91,8 +96,15 @@ class Heartbeat:
             sandbox_lacks=self._sandbox_lacks,
             cpu_percent=round(max(0.0, 100 * busy / passed), 1) if passed > 0 else 0.0,
             rss_bytes=rss_bytes(),
-            scratch_free_bytes=shutil.disk_usage(self._scratch).free,
+            scratch_free_bytes=_free_bytes(self._scratch),
         )
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # jobs will say so
+        return 0
 
 
 def cpu_seconds() -> float:

@@ -108,8 +108,12 @@ async def test_a_worker_reports_itself_goes_on_when_its_report_is_gone_and_takes
         def __init__(self) -> None:
             super().__init__(lambda: seconds)
             self.written = asyncio.Event()
+            self.broken = True
 
         async def create(self, key: str, value: WorkerReport, *, ttl: float | None = None) -> Entry[WorkerReport]:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("not foreseen")
             entry = await super().create(key, value, ttl=ttl)
             self.written.set()
             return entry
@@ -119,8 +123,9 @@ async def test_a_worker_reports_itself_goes_on_when_its_report_is_gone_and_takes
 
     seconds = 0.0
     reports = Told()
+    nowhere = tmp_path / "gone"  # the worker works on, and its jobs say what is wrong
     beat = Heartbeat(
-        reports, describe, scratch=tmp_path, sandbox_lacks=("seccomp",), clock=lambda: NOW, every_seconds=0.01
+        reports, describe, scratch=nowhere, sandbox_lacks=("seccomp",), clock=lambda: NOW, every_seconds=0.01
     )
     running = asyncio.create_task(beat.run())
     async with asyncio.timeout(30):
@@ -128,6 +133,7 @@ async def test_a_worker_reports_itself_goes_on_when_its_report_is_gone_and_takes
         (entry,) = [entry async for entry in reports.list()]
         assert (entry.value.ffmpeg_version, entry.value.sandbox_lacks) == ("8.1", ("seccomp",))
         assert entry.value.rss_bytes > 1_000_000
+        assert entry.value.scratch_free_bytes == 0
         reports.written.clear()
         seconds = 60.0  # the broker was away for longer than a report lasts
         await reports.written.wait()

@@ -20,14 +20,19 @@ _ENCODERS = ("aac", "libx264", "mjpeg", "pcm_s16le")
 
 async def describe() -> Library:
     """The library; an empty one when it cannot be loaded."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        __name__,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env={"PYTHONPATH": str(_ROOT), "LC_ALL": "C.UTF-8"},
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            __name__,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env={"PYTHONPATH": str(_ROOT), "LC_ALL": "C.UTF-8"},
+        )
+    except OSError as error:
+        log.warning("the media library cannot be asked: %s", error)
+        return Library()
     try:
         async with asyncio.timeout(_SECONDS):
             output, _ = await process.communicate()
