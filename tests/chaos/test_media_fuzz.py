@@ -1,6 +1,6 @@
 """Mutants of good clips: each ends in a result or in a precise terminal error, in time, and the worker lives.
 
-2,000 of them; ``CHAOS=full`` tries 20,000 and a number in ``CHAOS`` as many. All go through locked children that
+2,000 of them; ``CHAOS=full`` tries 10,000 and a number in ``CHAOS`` as many. All go through locked children that
 do one after the other (see ``media_locked``), and a few through a worker's own runner too.
 A failure names the mutant's number, and ``FUZZ_SEED`` (a fixed number unless set) makes it again.
 """
@@ -24,7 +24,7 @@ from services.merge.timeline import Quality
 from tests.contract.media_locked import CANVAS, DONE, LIMITS, PRECISE, LockedJobs
 
 ASKED = os.environ.get("CHAOS", "")
-MUTANTS = int(ASKED) if ASKED.isdigit() else 20_000 if ASKED == "full" else 2_000
+MUTANTS = int(ASKED) if ASKED.isdigit() else 10_000 if ASKED == "full" else 2_000
 SEED = int(os.environ.get("FUZZ_SEED", "4"))
 HALVES = 2  # for the two workers of a test run
 THROUGH_A_RUNNER = 50  # every so many

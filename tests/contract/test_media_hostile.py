@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import socket
 import struct
@@ -14,15 +15,16 @@ from pathlib import Path
 
 import av
 import pytest
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from mesh.clips import GREEN, RED, Sound, make_clip
+from mesh.clips import GREEN, RED, Colour, Sound, make_clip, to_yuv
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
 from services.merge.media.runner import MediaRunner
 from services.merge.media.source import Source
 from services.merge.timeline import Canvas, Quality
-from tests.contract.media_fixtures import pictures
+from tests.contract.media_fixtures import looks_like, pictures
 from tests.contract.media_locked import DONE, PRECISE, LockedJobs
 
 CANVAS = Canvas(64, 48)
@@ -331,3 +333,38 @@ def test_a_larger_canvas_has_more_time() -> None:
     assert limits.for_canvas(Canvas(64, 48)) == limits.for_canvas(Canvas(720, 1280)) == limits
     assert limits.for_canvas(Canvas(1920, 1080)).wall_seconds == 225
     assert limits.for_canvas(Canvas(1080, 1920)).cpu_seconds == 450
+
+
+async def test_h264_that_changes_its_size_midway_is_shown_as_it_is(source: Path, tmp_path: Path) -> None:
+    """With its parameters in the stream, as cameras that switch their lens may write it."""
+    changing, target = source.with_suffix(".mkv"), tmp_path / "changed.mov"
+    stream = b"".join(coded(size, colour) for size, colour in (((160, 120), RED), ((96, 72), GREEN)))
+    with av.open(io.BytesIO(stream), "r", format="h264") as raw, av.open(changing, "w") as out:
+        track = out.add_stream_from_template(raw.streams.video[0])
+        for number, packet in enumerate(packet for packet in raw.demux() if packet.size):
+            packet.pts = packet.dts = number * 33
+            packet.duration, packet.time_base, packet.stream = 33, Fraction(1, 1000), track
+            out.mux(packet)
+    done = await MediaRunner().normalise(changing, target, Canvas(160, 120), Quality.LOW, lambda *step: None)
+
+    shown = pictures(target)
+    assert done.frames == len(shown) == 20
+    for picture, colour in ((shown[0], RED), (shown[9], RED), (shown[10], GREEN), (shown[19], GREEN)):
+        for x, y in ((0.1, 0.9), (0.5, 0.5), (0.9, 0.1)):
+            assert looks_like(picture.yuv(x, y), colour)
+
+
+def coded(size: tuple[int, int], colour: Colour) -> bytes:
+    """Ten pictures as a raw H.264 stream, parameter sets included."""
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
+    encoder.time_base, encoder.options = Fraction(1, 30), {"preset": "ultrafast", "tune": "zerolatency"}
+    packets = []
+    for number in range(10):
+        picture = VideoFrame(*size, "yuv420p")
+        for plane, value in zip(picture.planes, to_yuv(colour, "smpte170m"), strict=True):
+            plane.update(bytes([value]) * plane.buffer_size)
+        picture.pts, picture.time_base = number, Fraction(1, 30)
+        packets += encoder.encode(picture)
+    return b"".join(bytes(packet) for packet in [*packets, *encoder.encode(None)])
