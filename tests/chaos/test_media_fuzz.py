@@ -27,7 +27,7 @@ ASKED = os.environ.get("CHAOS", "")
 MUTANTS = int(ASKED) if ASKED.isdigit() else 10_000 if ASKED == "full" else 2_000
 SEED = int(os.environ.get("FUZZ_SEED", "4"))
 HALVES = 2  # for the two workers of a test run
-THROUGH_A_RUNNER = 50  # every so many
+THROUGH_A_RUNNER = 100  # every so many
 TELLING = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 
 
