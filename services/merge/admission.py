@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from weakref import WeakValueDictionary
 
-from services.common.jobs import Job, JobQueue
+from services.common.jobs import Job, JobPriority, JobQueue
 from services.common.state import owner_prefix
 from services.merge.domain import JobKind, Priority, Session, SessionState, Unit
 from services.merge.jobs import MergeJob, job_for
@@ -26,7 +26,8 @@ _ENDS_FIRST = {JobKind.MERGE: 0, JobKind.NORMALISE: 1, JobKind.PROBE: 2}
 
 
 class Admission:
-    """Publishes jobs, at most ``per_owner`` unfinished ones of each owner. ``encode`` makes a job's payload."""
+    """Publishes jobs, at most ``per_owner`` unfinished ones of each owner, and at most as many of low priority
+    beside them. ``encode`` makes a job's payload."""
 
     def __init__(
         self, sessions: Sessions, queue: JobQueue, *, encode: Callable[[MergeJob], bytes], per_owner: int
@@ -88,10 +89,17 @@ def in_order(sessions: Iterable[Session]) -> list[tuple[Session, Unit]]:
 
 def admitted(wanted: Iterable[Job], queued: Iterable[str], share: int) -> list[Job]:
     """The first of the ``wanted`` jobs that are not ``queued`` (ids) and that the owner's share has room for. Jobs
-    in the queue that nobody wants any more take no room."""
+    in the queue that nobody wants any more take no room, and those of low priority none from the others: they may
+    wait for long, and what is waited for must not wait for them."""
     wanted, queued = list(wanted), set(queued)
-    missing = [job for job in wanted if job.id not in queued]
-    return missing[: max(0, share - (len(wanted) - len(missing)))]
+    room = share - sum(job.id in queued and job.priority is not JobPriority.LOW for job in wanted)
+    waiting = sum(job.id in queued and job.priority is JobPriority.LOW for job in wanted)
+    chosen: list[Job] = []
+    for job in wanted:
+        taken = waiting if job.priority is JobPriority.LOW else 0
+        if job.id not in queued and len(chosen) + taken < room:
+            chosen.append(job)
+    return chosen
 
 
 def _look_at_error(task: asyncio.Task[None]) -> None:

@@ -169,6 +169,8 @@ def _phases(
         return 1.0, 1.0, 1.0
     uploaded = 1.0 if clip.source_key else (upload.progress if upload is not None else 0.0)
     probed = 1.0 if session.done(JobKind.PROBE, clip.index) is not None else 0.0
+    if is_copied(session):  # there is nothing to normalise: what was done of it in vain must not be missed
+        return uploaded, probed, 1.0
     chunks = [_part(session, unit, fraction) for unit in session.normalising(clip.index)]  # about equally long
     return uploaded, probed, sum(chunks) / max(1, len(chunks))
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from services.merge.domain import (
+    COPY_REFUSED,
     Failure,
     Outcome,
     Priority,
@@ -135,10 +136,12 @@ def cancel(session: Session, now: datetime) -> Session:
 
 def retry(session: Session, deadline: datetime, now: datetime) -> Session:
     """A failed session is tried again: units that failed or were being worked on get their next attempt, those
-    that waited wait anew, what is done is kept."""
+    that waited wait anew, what is done is kept. A merge whose copy was refused has not failed: it waits for the
+    clips to be encoded."""
 
     def again(unit: Unit) -> Unit:
-        if unit.state is UnitState.DONE:
+        refused = unit.state is UnitState.FAILED and unit.error_type == COPY_REFUSED
+        if unit.state is UnitState.DONE or refused:
             return unit
         return replace(unit, queued_at=now) if unit.state is UnitState.QUEUED else next_attempt(unit, now)
 

@@ -25,7 +25,7 @@ from services.merge.domain import (
 from services.merge.planner import MAX_ATTEMPTS, chunks, plan, seconds_until_retry
 from services.merge.status import ClipStatus, view
 from services.merge.timeline import FPS, Canvas, ClipInfo, Coded, Quality
-from services.merge.transitions import claim, complete, finish, give_up, holds_claim
+from services.merge.transitions import claim, complete, finish, give_up, holds_claim, retry
 from twotruths.merge.v1 import merge_pb2
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -199,11 +199,13 @@ def test_what_was_normalised_in_vain_is_taken_back_when_copying_wins() -> None:
     session = probed(FIT, FIT)
     running = unit(session, JobKind.NORMALISE, 0).ref
     session = claim(session, running, "idle", 1, NOW)
+    before = view(session, {}, lambda *_: 0.9)
     session = do(session, JobKind.PROBE, 2, Outcome(clip=FIT))
+    assert view(session, {}, lambda *_: 0.0).overall_percent >= before.overall_percent
     assert not holds_claim(session, running, "idle")
     assert [u.kind for u in session.unfinished] == [JobKind.MERGE]
     shown = view(session, {}, lambda *_: 0.0)
-    assert [clip.status for clip in shown.clips] == [ClipStatus.COMPLETED] * 3
+    assert [(clip.status, clip.percent) for clip in shown.clips] == [(ClipStatus.COMPLETED, 100.0)] * 3
     session = do(session, JobKind.MERGE, WHOLE_SESSION, Outcome(object_key="v", frames=(90,) * 3, copied=True))
     shown = view(complete(session, "video", NOW), {}, lambda *_: 0.0)
     assert [(clip.status, clip.percent) for clip in shown.clips] == [(ClipStatus.COMPLETED, 100.0)] * 3
@@ -228,6 +230,21 @@ def test_a_copy_that_fails_its_verification_is_encoded_instead() -> None:
     assert (merge.state, merge.attempt) == (UnitState.QUEUED, 2)
     session = do(session, JobKind.MERGE, WHOLE_SESSION, Outcome(object_key="v", frames=(90,) * 3))
     assert plan(session, {}, NOW) is session
+
+
+def test_a_retry_does_not_merge_before_the_clips_of_a_refused_copy_are_encoded() -> None:
+    session = probed(FIT, FIT, FIT)
+    copying = unit(session, JobKind.MERGE).ref
+    session = claim(session, copying, "t", 1, NOW)
+    session = plan(give_up(session, copying, "t", COPY_REFUSED, "not right", retryable=False, now=NOW), {}, NOW)
+    encoding = unit(session, JobKind.NORMALISE, 0).ref
+    session = claim(session, encoding, "t", 1, NOW)
+    session = plan(give_up(session, encoding, "t", "no_luck", "no", retryable=False, now=NOW), {}, NOW)
+    session = plan(retry(session, NOW + timedelta(hours=1), NOW), {}, NOW)
+    assert {u.kind for u in session.unfinished} == {JobKind.NORMALISE}
+    for clip in range(3):
+        session = do(session, JobKind.NORMALISE, clip, Outcome(object_key=f"n{clip}", frames=(90,)))
+    assert unit(session, JobKind.MERGE).state is UnitState.QUEUED
 
 
 def test_the_same_bytes_are_normalised_once() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.common.jobs import Job
 from services.merge.admission import admitted, in_order
 from services.merge.deadlines import Deadlines, enforce, overdue_claims
 from services.merge.domain import (
@@ -364,3 +365,16 @@ def test_an_owners_share_goes_to_retries_and_then_to_the_oldest_session() -> Non
     queued = {wanted[5].id, wanted[1].id, "done-and-not-acknowledged"}
     assert [job.id for job in admitted(wanted, queued, 3)] == [wanted[0].id]
     assert admitted(wanted, {job.id for job in wanted[2:]}, 3) == [], "one that came later waits its turn, too"
+
+
+def test_jobs_that_idle_workers_may_do_take_no_room_from_those_that_are_waited_for() -> None:
+    def jobs(name: str, priority: Priority) -> list[Job]:
+        session = plan(replace(new_session(), id=name), uploaded(0, 1, 2), NOW)
+        session = replace(session, units=tuple(replace(u, priority=priority) for u in session.units))
+        return [job_for(session, unit, lambda _: b"") for unit in session.units]
+
+    idle, waited_for = jobs("idle", Priority.LOW), jobs("waited-for", Priority.NORMAL)
+    wanted, queued = [*waited_for, *idle], {job.id for job in idle}
+    assert admitted(wanted, queued, 3) == waited_for
+    assert admitted([*waited_for[:1], *idle], queued - {idle[2].id}, 3) == waited_for[:1]
+    assert admitted(wanted, {job.id for job in waited_for}, 3) == []
