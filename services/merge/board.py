@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.common.progress import Progress
-from services.merge.planner import ClipUpload
+from services.merge.planner import ClipUpload, UploadStatus
 
 _MAX_SESSIONS = 10_000
 _MAX_UPLOADS = 30_000
@@ -88,7 +88,10 @@ class ProgressBoard:
         return len(self._busy)
 
     def see(self, upload: ClipUpload) -> None:
-        """Remembers what an upload looks like."""
+        """Remembers what an upload looks like. An answer that was long on its way does not take back a later one."""
+        before = self._uploads.get(upload.id)
+        if before is not None and _is_older(upload, before):
+            return
         self._uploads[upload.id] = upload
         self._uploads.move_to_end(upload.id)
         while len(self._uploads) > _MAX_UPLOADS:
@@ -97,6 +100,13 @@ class ProgressBoard:
     def seen(self, upload_id: str) -> ClipUpload | None:
         """The upload as it was last seen."""
         return self._uploads.get(upload_id)
+
+
+def _is_older(upload: ClipUpload, than: ClipUpload) -> bool:
+    """An upload only grows, and stays completed."""
+    if upload.status not in (UploadStatus.PENDING, UploadStatus.IN_PROGRESS):
+        return False
+    return than.status is UploadStatus.COMPLETED or than.progress > upload.progress
 
 
 def _kind(unit: str) -> str:

@@ -11,6 +11,7 @@ from services.common.progress import Progress
 from services.merge.board import ProgressBoard
 from services.merge.domain import Clip, JobKind, Outcome, Session, SessionState, Unit, UnitState
 from services.merge.estimate import remaining_seconds, seconds_after_last_upload
+from services.merge.planner import ClipUpload, UploadStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -85,3 +86,19 @@ def test_a_clip_that_is_normalised_is_not_waited_for() -> None:
     done = Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=Outcome(frames=(300,)))
     left = remaining_seconds(replace(whole, units=(done,)), board)
     assert left == pytest.approx(1 + 300 / 20 + 1200 / 300, rel=0.01)
+
+
+def test_an_answer_that_comes_late_does_not_take_an_uploads_progress_back() -> None:
+    board = ProgressBoard(Time())
+    half = ClipUpload("u", UploadStatus.IN_PROGRESS, 0.5)
+    whole = ClipUpload("u", UploadStatus.COMPLETED, 1.0, "key")
+    for told, seen in (
+        (half, half),
+        (ClipUpload("u", UploadStatus.PENDING), half),
+        (whole, whole),
+        (half, whole),
+        (ClipUpload("u", UploadStatus.IN_PROGRESS, 1.0), whole),
+        (gone := ClipUpload("u", UploadStatus.CANCELLED), gone),
+    ):
+        board.see(told)
+        assert board.seen("u") == seen
