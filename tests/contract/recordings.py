@@ -39,7 +39,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264 with B-frames": ("libx264", {"preset": "veryfast", "crf": "20", "bf": "3", "rc-lookahead": "4"}),
     "h264 interlaced": ("libx264", {"preset": "ultrafast", "crf": "20", "flags": "+ildct+ilme"}),
     "hevc": ("libx265", {"preset": "ultrafast", "crf": "20", "x265-params": "log-level=error:pools=none"}),
-    "vp8": ("libvpx", {"deadline": "realtime", "cpu-used": "8", "b": "2M"}),
+    "vp8": ("libvpx", {"deadline": "realtime", "cpu-used": "-8", "b": "2M"}),  # positive, it depends on the load
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "b": "2M"}),
     "av1": ("libsvtav1", {"preset": "12", "crf": "20", "svtav1-params": "lp=1"}),
 }
