@@ -88,7 +88,7 @@ class ProgressBoard:
         return len(self._busy)
 
     def see(self, upload: ClipUpload) -> None:
-        """Remembers what an upload looks like. An answer that was long on its way does not take back a later one."""
+        """Remembers what an upload looks like. A late answer does not take back one that was made after it."""
         before = self._uploads.get(upload.id)
         if before is not None and _is_older(upload, before):
             return
