@@ -8,6 +8,7 @@ that its processes used. bench/README.md tells what each figure means.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import re
 import shutil
@@ -22,6 +23,13 @@ from pathlib import Path
 
 from bench.mesh import Mesh, running
 from bench.report import Result, against, publish
+from services.common.adapters.jetstream import connect
+from services.common.adapters.jetstream_state import JetStreamStateStore
+from services.common.state import owned_key
+from services.merge.domain import JobKind, Session, Unit, UnitState
+from services.merge.media.runner import MediaRunner
+from services.merge.timeline import Quality
+from services.merge.wiring import SESSIONS
 
 HERE = Path(__file__).parent
 SECONDS = (15.0, 12.5, 18.2)
@@ -48,12 +56,21 @@ def ffmpeg(*arguments: object) -> str:
     return done.stderr
 
 
-def noisy(target: Path, seconds: float, size: str = "1280x720", *, closed: bool = False) -> Path:
+def noisy(target: Path, seconds: float, size: str = "1280x720", *, closed: bool = False, rate: str = "") -> Path:
     """A clip as a phone makes it: H.264 and AAC at 30 fps, a moving picture with noise. Only ``closed`` groups of
-    pictures can be taken as they are."""
+    pictures can be taken as they are. ``rate``: bits a second, as ffmpeg writes them, instead of a quality."""
     picture = f"testsrc2=size={size}:rate=30:duration={seconds},noise=alls=8:allf=t,format=yuv420p"
     groups = ("-g", 30, "-x264-params", f"open-gop={int(not closed)}")
-    encode = ("-c:v", "libx264", "-preset", "veryfast", "-crf", 23, *groups, "-c:a", "aac")
+    encode = (
+        "-c:v",
+        "libx264",
+        "-preset",
+        "veryfast",
+        *(("-b:v", rate) if rate else ("-crf", 23)),
+        *groups,
+        "-c:a",
+        "aac",
+    )
     tone = f"sine=frequency=440:sample_rate=48000:duration={seconds}"
     ffmpeg("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", tone, *encode, "-ac", 2, "-shortest", target)
     return target
@@ -174,6 +191,58 @@ def memory(scratch: Path) -> Iterator[Result]:
     yield Result("merge.worker_rss_mib_1080p", peak[0] / 2**20, None, None, "MiB", 600, at_most=True)
 
 
+def dispatch(scratch: Path) -> Iterator[Result]:
+    """From a job's being asked for until a child has read a clip of a fifth of a second and said what it is: all
+    of the way there, and a little more. On workers that have nothing else to do."""
+    clip = noisy(scratch / "tiny.mp4", 0.2, "128x72")
+    with running(scratch / "dispatch", workers=2) as mesh:
+        waits = asyncio.run(_dispatches(mesh, clip, 20))
+    yield Result("merge.dispatch_ms_p50", statistics.median(waits), None, None, "ms", 100, at_most=True)
+
+
+async def _dispatches(mesh: Mesh, clip: Path, count: int) -> list[float]:
+    client = await connect(mesh.info.nats_url, "bench")
+    sessions = JetStreamStateStore(client, "merges", SESSIONS)
+    waits = []
+    for _ in range(count):
+        made = await asyncio.to_thread(mesh.initiate, [clip, clip])
+        key = owned_key("bench", made["merge_session_id"])
+        await asyncio.to_thread(mesh.upload, made["upload_sessions"][0], clip)
+        probe = await _probe(sessions, key)
+        assert probe.finished_at is not None
+        assert probe.queued_at is not None
+        waits.append((probe.finished_at - probe.queued_at).total_seconds() * 1000)
+        await asyncio.to_thread(
+            mesh.call, "DELETE", f"/api/v1/challenge-videos/merge-session/{made['merge_session_id']}"
+        )
+        await asyncio.sleep(2.0)  # what it had begun besides is stopped
+    await client.close()
+    return waits
+
+
+async def _probe(sessions: JetStreamStateStore[Session], key: str) -> Unit:
+    """The first clip's probe once it is done. Raises RuntimeError."""
+    for _ in range(1000):
+        entry = await sessions.get(key)
+        unit = entry.value.unit(JobKind.PROBE, 0) if entry is not None else None
+        if unit is not None and unit.state is UnitState.DONE:
+            return unit
+        await asyncio.sleep(0.02)
+    raise RuntimeError("the clip was not probed")
+
+
+def remux(scratch: Path) -> Iterator[Result]:
+    """Joining 400 MB of clips as they are, verified."""
+    clip = noisy(scratch / "dense.mp4", 10.0, closed=True, rate="80M")
+    clips = [clip] * max(1, round(400e6 / clip.stat().st_size))
+    started = time.perf_counter()
+    asyncio.run(
+        MediaRunner(threads=CORES).copy(clips, scratch / "joined.mp4", Quality.HIGH, lambda done, total: None)
+    )
+    seconds = (time.perf_counter() - started) * 400e6 / (clip.stat().st_size * len(clips))
+    yield Result("merge.remux_400mb_s", seconds, None, None, "s", None, at_most=True)
+
+
 def measure(rounds: int, only: str) -> Iterator[Result]:
     """All figures, or those of one part."""
     if shutil.which("ffmpeg") is None:
@@ -183,6 +252,8 @@ def measure(rounds: int, only: str) -> Iterator[Result]:
         "copies": lambda folder: copies(folder, rounds),
         "chunked": chunked,
         "memory": memory,
+        "dispatch": dispatch,
+        "remux": remux,
     }
     for name, part in parts.items():
         if only in ("", name):
@@ -194,7 +265,7 @@ def main() -> None:
     """Measures, writes the lines and shows the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1, help="how often each pair is measured")
-    parser.add_argument("--only", default="", help="transcodes, copies, chunked or memory")
+    parser.add_argument("--only", default="", help="transcodes, copies, chunked, memory, dispatch or remux")
     arguments = parser.parse_args()
     publish(measure(arguments.rounds, arguments.only), "merge.jsonl")
 
