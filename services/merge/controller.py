@@ -241,7 +241,8 @@ class MergeController:
         in_time = enforce(session, now, self._deadlines)
         processing = timedelta(seconds=self._timing.processing_seconds)
         planned = plan(in_time, uploads, now, processing, whole_seconds=self._whole_seconds)
-        if planned.state is SessionState.FAILED and session.state is SessionState.ACTIVE:
+        ends = planned.state is SessionState.FAILED and session.state is SessionState.ACTIVE
+        if ends or planned.copy_refused != session.copy_refused:
             seen = reached(session, self._seen(session), self._board.fraction)
             planned = replace(planned, reached=seen.reached)
         if planned.uploads_ready or planned.state is not SessionState.ACTIVE:

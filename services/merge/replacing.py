@@ -69,6 +69,7 @@ def take_place(session: Session, upload_id: str, deadline: datetime, now: dateti
         replacements=tuple(c for c in session.replacements if c.upload_id != upload_id),
         superseded=(*session.superseded, old.upload_id),
         uploads_completed_at=None,
+        reached=None,
         deadline=deadline,
         updated_at=now,
     )

@@ -74,11 +74,12 @@ Fraction = Callable[[str, str], float]
 def view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction) -> SessionView:
     """The session's status. ``fraction(session id, unit name)`` is the progress board's.
 
-    One that failed or was cancelled stays where it was, whatever is still known of its uploads and hints.
+    One that failed or was cancelled stays where it was, whatever is still known of its uploads and hints; one that
+    is encoded because its copy was refused does until it is there again.
     """
     seen = _view(session, uploads, fraction)
-    ended = session.state in (SessionState.FAILED, SessionState.CANCELLED)
-    if not ended or session.reached is None or len(session.reached.clips) != len(seen.clips):
+    stays = session.state in (SessionState.FAILED, SessionState.CANCELLED) or bool(session.copy_refused)
+    if not stays or session.reached is None or len(session.reached.clips) != len(seen.clips):
         return seen
     floors = zip(seen.clips, session.reached.clips, strict=True)
     return replace(

@@ -230,14 +230,23 @@ async def test_a_long_clip_is_encoded_by_several_workers_and_joined(
 
 
 async def test_a_copy_that_is_not_right_becomes_an_encoded_video(world: World) -> None:
-    def refuse(kind: str) -> None:
+    refused, looked = asyncio.Event(), asyncio.Event()
+
+    async def refuse(kind: str) -> None:
         if kind == "copy":
+            refused.set()
             raise MediaError(ErrorType.VERIFICATION_FAILED, "not right")
+        if refused.is_set():
+            await looked.wait()
 
     media = SteeredMedia(refuse, info=DELIVERABLE)
     await world.worker(media)
     initiated = await world.initiate()
     await world.upload_all(initiated)
+    await media.until(lambda: refused.is_set() and "normalise" in media.running)
+    status = await world.status(initiated.merge_session_id)
+    assert status.overall_progress_percent >= 90, "to join them was all that was left, and progress never falls"
+    looked.set()
     done = await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)
     assert {p.action for p in done.plan} == {merge_pb2.PLAN_ACTION_TRANSCODE}
     assert "not right" in done.plan[0].reason
