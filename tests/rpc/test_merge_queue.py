@@ -64,7 +64,7 @@ async def test_one_users_hundred_sessions_do_not_delay_anothers_one(
     await put_clip(world, tmp_path)
     for n in range(SESSIONS):
         await sessions.create(owned_key("alice", f"a{n:02}"), uploaded("alice", f"a{n:02}"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while sum([bool(e.value.units) async for e in sessions.list(owner_prefix("alice"))]) < SESSIONS:
             await asyncio.sleep(0.05)
     queued = await jobs(nats_client, "alice")
@@ -73,7 +73,7 @@ async def test_one_users_hundred_sessions_do_not_delay_anothers_one(
     await sessions.create(key := owned_key("bob", "b"), uploaded("bob", "b"))
     most = 0
     await world.worker(SteeredMedia())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (entry := await sessions.get(key)) is not None and entry.value.state is SessionState.ACTIVE:
             most = max(most, len(await jobs(nats_client, "alice")))
     assert entry is not None
@@ -97,7 +97,7 @@ async def test_when_a_job_ends_the_owners_next_one_follows_at_once(
         await sessions.create(key, uploaded("alice", f"a{n}", datetime(2026, 1, 1, n, tzinfo=UTC)))
     started = asyncio.get_running_loop().time()
     await world.worker(SteeredMedia())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while [e.value.state async for e in sessions.list(owner_prefix("alice"))] != [SessionState.COMPLETED] * 6:
             await asyncio.sleep(0.05)
     assert asyncio.get_running_loop().time() - started < SWEEP_SECONDS, "no job waited for a sweep"
