@@ -193,7 +193,7 @@ def _add_units(session: Session, now: datetime, whole_seconds: float) -> Session
         if clip.source_key:
             session = _with_probe(session, clip, now)
     if is_copied(session):
-        return _with_merge(without_units(session, _is_unfinished_normalising), now)
+        return _with_merge(_without_unfinished_normalising(session), now)
     for plan in clip_plans(session):
         if session.canvas is None:
             continue
@@ -208,8 +208,15 @@ def _add_units(session: Session, now: datetime, whole_seconds: float) -> Session
     return session
 
 
-def _is_unfinished_normalising(unit: Unit) -> bool:
-    return unit.kind is JobKind.NORMALISE and unit.state is not UnitState.DONE
+def _without_unfinished_normalising(session: Session) -> Session:
+    """A clip's chunks stay or go together: some of them would pass for the whole clip, were it encoded yet."""
+
+    def is_unfinished(unit: Unit) -> bool:
+        if unit.kind is not JobKind.NORMALISE or unit.generation != session.generation(unit.clip_index):
+            return False
+        return not session.normalised(unit.clip_index)
+
+    return without_units(session, is_unfinished)
 
 
 def _with_probe(session: Session, clip: Clip, now: datetime) -> Session:

@@ -360,3 +360,17 @@ def test_the_same_bytes_in_chunks_are_normalised_once() -> None:
     session = plan(session, {}, NOW, whole_seconds=20)
     made = [u.outcome.object_key if u.outcome else None for u in session.normalising(1)]
     assert made == ["n0c0", None, None, None, None, "n0c5"]
+
+
+def test_chunks_of_a_copied_clip_that_were_done_do_not_pass_for_the_whole_clip() -> None:
+    session = do_chunk(long_clip(replace(FIT, duration=60.0)), 2)
+    for clip in (1, 2):
+        ref = unit(session, JobKind.PROBE, clip).ref
+        session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=FIT), NOW)
+        session = plan(session, {}, NOW, whole_seconds=20)
+    copying = unit(session, JobKind.MERGE).ref
+    session = claim(session, copying, "t", 1, NOW)
+    session = give_up(session, copying, "t", COPY_REFUSED, "not right", retryable=False, now=NOW)
+    session = plan(session, {}, NOW, whole_seconds=20)
+    assert [u.chunk for u in session.normalising(0)] == list(range(6))
+    assert session.normalised(0) == ()
