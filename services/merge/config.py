@@ -59,7 +59,9 @@ class MergeSettings(CommonSettings):
     claim_timeout_seconds: float = Field(
         900.0, gt=0, description="how long a worker may hold a job until it is taken from it"
     )
-    jobs_per_owner: int = Field(8, ge=1, description="jobs of one player that are in the queue at once")
+    jobs_per_owner: int = Field(
+        8, ge=1, description="jobs of one player in the queue at once, and as many of low priority beside them"
+    )
     sweep_seconds: float = Field(30.0, gt=0, description="how often every session is looked at")
     clip_retention_days: float = Field(7.0, ge=0, description="how long the clips of an ended session are kept")
     session_retention_days: float = Field(30.0, gt=0, description="how long its record is kept after that")
