@@ -174,7 +174,7 @@ async def test_a_merge_session_says_what_is_left_of_the_players_uploads(mesh: Ha
     sizes = {"video_count": 3, "video_file_sizes": [1000] * 3, "video_durations": [2, 2, 2]}
     kinds = {"video_filenames": ["a.mp4"] * 3, "video_mime_types": ["video/mp4"] * 3, "request_id": "left"}
     url = f"{mesh.info.gateway_url}/api/v1/challenge-videos/upload-for-merge/initiate"
-    bearer = {"Authorization": f"Bearer {mesh.keys.player_token('carol')}"}
+    bearer = {"Authorization": f"Bearer {mesh.keys.player_token('thrifty')}"}
     async with aiohttp.ClientSession(headers=bearer) as http, asyncio.timeout(60):
         while True:
             async with http.post(url, json=sizes | kinds) as answer:
