@@ -40,7 +40,9 @@ class OpenFolders:
     @asynccontextmanager
     async def use(self, upload: str) -> AsyncIterator[UploadFolder]:
         """The upload's folder, open. Raises what :meth:`UploadFolder.open` raises."""
-        entry = self._entries.setdefault(upload, _Entry(UploadFolder(self._root / upload, durable=self._durable)))
+        entry = self._entries.get(upload)
+        if entry is None:
+            entry = self._entries[upload] = _Entry(UploadFolder(self._root / upload, durable=self._durable))
         self._entries.move_to_end(upload)
         entry.users += 1
         try:
