@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,31 +243,33 @@ def remux(scratch: Path) -> Iterator[Result]:
     yield Result("merge.remux_400mb_s", seconds, None, None, "s", None, at_most=True)
 
 
-def measure(rounds: int, only: str) -> Iterator[Result]:
-    """All figures, or those of one part."""
+PARTS: dict[str, Callable[[Path, int], Iterator[Result]]] = {
+    "transcodes": transcodes,
+    "copies": copies,
+    "chunked": lambda folder, _: chunked(folder),
+    "memory": lambda folder, _: memory(folder),
+    "dispatch": lambda folder, _: dispatch(folder),
+    "remux": lambda folder, _: remux(folder),
+}
+
+
+def measure(rounds: int, parts: Sequence[str]) -> Iterator[Result]:
+    """The figures of these parts."""
     if shutil.which("ffmpeg") is None:
         raise SystemExit("Debian's ffmpeg is not installed: make bench-deps")
-    parts = {
-        "transcodes": lambda folder: transcodes(folder, rounds),
-        "copies": lambda folder: copies(folder, rounds),
-        "chunked": chunked,
-        "memory": memory,
-        "dispatch": dispatch,
-        "remux": remux,
-    }
-    for name, part in parts.items():
-        if only in ("", name):
-            with tempfile.TemporaryDirectory(prefix="bench-", dir=HERE) as folder:
-                yield from part(Path(folder))
+    for name in parts:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=HERE) as folder:
+            yield from PARTS[name](Path(folder), rounds)
 
 
 def main() -> None:
     """Measures, writes the lines and shows the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1, help="how often each pair is measured")
-    parser.add_argument("--only", default="", help="transcodes, copies, chunked, memory, dispatch or remux")
+    parser.add_argument("--only", choices=PARTS, help="measure one part alone")
     arguments = parser.parse_args()
-    publish(measure(arguments.rounds, arguments.only), "merge.jsonl")
+    parts = [arguments.only] if arguments.only else list(PARTS)
+    publish(measure(arguments.rounds, parts), "merge.jsonl")
 
 
 if __name__ == "__main__":
