@@ -65,7 +65,8 @@ class Uplink(Generic[Response]):
     async def answer(self) -> Response:
         """The service's answer to all that was sent. Raises Problem."""
         try:
-            with contextlib.suppress(asyncio.InvalidStateError):  # the service has answered already
+            # The service has answered already, or the call broke at this moment: then how it ended is told below.
+            with contextlib.suppress(asyncio.InvalidStateError, grpc.aio.InternalError):
                 await self._call.done_writing()
             response: Response = await self._call
         except grpc.aio.AioRpcError as error:
