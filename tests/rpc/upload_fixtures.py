@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from services.common.adapters.memory import MemoryProgressBus, MemoryStateStore
+from services.common.errors import Unavailable
 from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.common.lifecycle import App
@@ -167,6 +168,12 @@ async def answer(call: grpc.aio.StreamUnaryCall[Any, T]) -> T:
         return await call
     except grpc.aio.AioRpcError as error:
         raise (await outcome.error(error)) from None
+    except asyncio.CancelledError:
+        # grpc.aio cancels a call by itself when its connection breaks as the last message is sent. A task group
+        # would take that for the end of a task that somebody cancelled.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+        raise Unavailable("the connection broke") from None
 
 
 @contextmanager
