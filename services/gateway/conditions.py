@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Protocol
 
-_TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
+_TAG = re.compile(r'[\s,]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')  # a list may have empty elements
 
 
-def evaluate(headers: Mapping[str, str], etag: str, modified: datetime) -> int | None:
+class Headers(Protocol):
+    """Header fields, of which one may come in several lines."""
+
+    def get(self, name: str, /) -> str | None: ...
+
+    def getall(self, name: str, default: list[str], /) -> list[str]: ...
+
+
+def evaluate(headers: Headers, etag: str, modified: datetime) -> int | None:
     """304 or 412 when the preconditions of a GET or HEAD say so, else None, in the order of section 13.2.2.
 
     ``etag`` is the opaque part, without quotes; ``modified`` has whole seconds.
     """
-    if (tags := headers.get("If-Match")) is not None:
+    if (tags := _list(headers, "If-Match")) is not None:
         if not _matches(tags, etag, weak=False):
             return 412
     elif (until := _date(headers.get("If-Unmodified-Since"))) is not None and modified > until:
         return 412
-    if (tags := headers.get("If-None-Match")) is not None:
+    if (tags := _list(headers, "If-None-Match")) is not None:
         return 304 if _matches(tags, etag, weak=True) else None
     since = _date(headers.get("If-Modified-Since"))
     return 304 if since is not None and modified <= since else None
@@ -33,6 +41,12 @@ def range_holds(header: str | None, etag: str, modified: datetime) -> bool:
     if '"' in header:
         return header.strip() == f'"{etag}"'
     return _date(header) == modified
+
+
+def _list(headers: Headers, name: str) -> str | None:
+    """A list that may come in several lines (RFC 9110 section 5.3)."""
+    lines = headers.getall(name, [])
+    return ",".join(lines) if lines else None
 
 
 def _matches(header: str, etag: str, *, weak: bool) -> bool:

@@ -121,10 +121,22 @@ def _unchanged(request: web.Request, readable: Readable) -> bool:
 
 async def _send_pieces(request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:
     first = await anext(pieces, b"")  # NotFound comes here, while an answer is still possible
+    if not first and response.content_length:
+        raise _cut_short(0, response)
     await response.prepare(request)
     await response.write(first)
+    sent = len(first)
     async for piece in pieces:
         await response.write(piece)
+        sent += len(piece)
+    if sent != response.content_length:
+        raise _cut_short(sent, response)
+
+
+def _cut_short(sent: int, response: web.StreamResponse) -> EOFError:
+    """An object that ends before its record does. Only a broken connection tells the client: on one that is kept
+    open it would take the next answer for the rest of this one."""
+    return EOFError(f"the object ended after {sent} bytes of {response.content_length}")
 
 
 async def _send_file(
@@ -137,7 +149,9 @@ async def _send_file(
             transport = request.transport
             if transport is None:
                 raise ConnectionResetError("the client has gone")
-            await asyncio.get_running_loop().sendfile(transport, file, start, end - start)
+            sent = await asyncio.get_running_loop().sendfile(transport, file, start, end - start)
+            if sent != end - start:
+                raise _cut_short(sent, response)
 
 
 def _open(path: Path, size: int) -> BinaryIO:
@@ -155,10 +169,11 @@ def _open(path: Path, size: int) -> BinaryIO:
 def _range(request: web.Request, readable: Readable) -> ranges.ByteRange | None:
     """The range to send, None for the whole. Ranges are defined for GET alone (RFC 9110 section 14.2)."""
     holds = conditions.range_holds(request.headers.get("If-Range"), readable.sha256, readable.modified_at)
-    if request.method != "GET" or not holds:
+    asked = request.headers.getall("Range", [])
+    if request.method != "GET" or not holds or len(asked) != 1:
         return None
     try:
-        return ranges.parse(request.headers.get("Range"), readable.size)
+        return ranges.parse(asked[0], readable.size)
     except ranges.Unsatisfiable:
         raise Problem(
             416,

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import aiohttp
 from google.protobuf.timestamp_pb2 import Timestamp
+from multidict import CIMultiDict
 
 from services.common import context
 from services.common.adapters.directory_objects import DirectoryObjectStore
@@ -439,7 +440,9 @@ class World:
         return {"Authorization": f"Bearer {self._tokens[user]}"}
 
     def call(self, method: str, path: str, user: str = "alice", **kwargs: Any) -> Any:
-        headers = {**(self.auth(user) if user else {}), **kwargs.pop("headers", {})}
+        given = CIMultiDict(kwargs.pop("headers", {}))  # of which one may come twice
+        headers = CIMultiDict(self.auth(user) if user and "Authorization" not in given else {})
+        headers.extend(given)
         return self.http.request(method, f"http://127.0.0.1:{self.port}{path}", headers=headers, **kwargs)
 
     async def add_video(self, content: bytes, owner: str = "alice", *, public: bool = False) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
 
 from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.keys import KeyRing
 from services.gateway import wiring
 from services.gateway.config import GatewaySettings
 from services.gateway.routes import RouteError
-from tests.rpc.gateway_world import NOW, World, open_world
+from tests.rpc.gateway_world import NOW, World, connection, open_world
 from tests.unit.test_gateway_routes import service
 from twotruths.upload.v1.upload_pb2 import File
 
@@ -115,6 +116,10 @@ CONDITIONS = [
     ({"If-Match": '"x"'}, 412),
     ({"If-Match": f"W/{ETAG}"}, 412),
     ({"If-Match": f'"x", {ETAG}'}, 200),
+    ({"If-Match": f' , "x",,{ETAG}'}, 200),
+    (CIMultiDict([("If-Match", '"x"'), ("If-Match", ETAG)]), 200),
+    (CIMultiDict([("If-None-Match", '"x"'), ("If-None-Match", ETAG)]), 304),
+    (CIMultiDict([("Range", "bytes=0-1"), ("Range", "bytes=2-3")]), 200),
     ({"If-Unmodified-Since": "Mon, 21 Sep 2026 14:13:19 GMT"}, 412),
     ({"If-Range": ETAG, "Range": "bytes=0-1"}, 206),
     ({"If-Range": f"W/{ETAG}", "Range": "bytes=0-1"}, 200),
@@ -306,6 +311,25 @@ async def test_an_object_that_is_not_as_long_as_its_record_is_not_sent(keys: Key
         async with world.call("GET", f"/api/v1/media/stream/{video}", headers={"Range": "bytes=0-1"}) as response:
             assert response.status == 500
             assert (await response.json(content_type=None))["reason"] == "INTERNAL"
+
+
+async def test_an_object_that_ends_early_breaks_the_connection_and_shows_nobody_anothers_bytes(
+    keys: KeyRing, tmp_path: Path
+) -> None:
+    async with open_world(keys, tmp_path, remote=True) as world:
+        video = await world.add_video(CONTENT)
+        path = world.store.local_path(f"videos/{video}/v.mp4")
+        assert path is not None
+        path.write_bytes(CONTENT[:1000])
+        async with connection(world.port) as (reader, writer):
+            head = f"GET /api/v1/media/stream/{video} HTTP/1.1\r\nHost: x\r\n"
+            head += f"Authorization: {world.auth()['Authorization']}\r\n\r\n"
+            writer.write(head.encode() + b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.endswith(CONTENT[:1000]), "after what there is, the connection ends"
+        path.write_bytes(b"")
+        async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
+            assert response.status == 500
 
 
 async def test_an_empty_file_is_served_and_has_no_ranges(world: World) -> None:
