@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -87,6 +87,21 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def new_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], NatsServer]]:
+    """Starts a broker for one upload service alone: a directory shares its broker with no other."""
+    started: list[NatsServer] = []
+
+    def new() -> NatsServer:
+        started.append(server := NatsServer(tmp_path_factory.mktemp("nats")))
+        server.start()
+        return server
+
+    yield new
+    for server in started:
+        server.kill()
 
 
 @pytest.fixture

@@ -52,6 +52,10 @@ class UploadSettings(CommonSettings):
     upload_sweep_seconds: float = Field(
         default=60, gt=0, description="how often expired and cut-off uploads are tended"
     )
+    upload_adopt_broker: bool = Field(
+        default=False,
+        description="whether a broker is taken over whose uploads are in another store; those are lost",
+    )
     upload_threads: int = Field(default=2, ge=1, description="threads that hash and write chunks")
     fsync: Literal["part", "complete"] = Field(
         default="complete",

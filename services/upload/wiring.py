@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from services.common.server import GrpcServer
 from services.upload import rpc
 from services.upload.adapters.after_boot import SoundParts, boot_id
 from services.upload.adapters.clamd import ClamdScanner
+from services.upload.adapters.directory_id import directory_id
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.jetstream_events import JetStreamEvents
 from services.upload.adapters.sole_writer import SoleWriter
 from services.upload.analytics import Analytics, Replays
 from services.upload.assembly import Assembly, Retention
+from services.upload.claim import Claim, claim
 from services.upload.config import UploadSettings
 from services.upload.domain import Upload
 from services.upload.index import IndexedUploads, IndexStore, Noted, UploadIndex
@@ -43,6 +46,7 @@ from twotruths.upload.v1 import record_pb2, upload_service_pb2_grpc
 BUCKET = "uploads"
 INDEX = "uploads_index"
 QUOTAS = "quotas"
+STORE = "upload_store"
 _MARKER_KEPT_SECONDS = 60  # nobody follows the index, and each sweep reads what its deletes leave
 _USAGE_KEPT_SECONDS = 2 * 86_400  # beyond the life of an upload
 
@@ -63,10 +67,13 @@ Background: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True)
 class Stores:
-    """Where the bytes are: of uploads that go on, and of files."""
+    """Where the bytes are: of uploads that go on, and of files. ``name`` is the same for all who have this store,
+    ``where`` is for people."""
 
     parts: PartStore
     objects: ObjectStore
+    name: str = ""
+    where: str = ""
 
 
 @asynccontextmanager
@@ -84,7 +91,12 @@ async def build(
         # First: a directory that is taken is a reason not to begin.
         stores = stores or await _open_stores(stack, settings, background)
         parts, objects = MeteredParts(stores.parts, metrics, replays), stores.objects
-        shared = shared or await open_shared(settings, stack, alone=not settings.s3_bucket)
+        shared = shared or await open_shared(
+            settings,
+            stack,
+            alone=not settings.s3_bucket,
+            mine=Claim(stores.name, stores.where, clock()),
+        )
         index, hints = UploadIndex(shared.index, clock=clock), shared.hints
         uploads = IndexedUploads(MeteredUploads(shared.uploads, metrics), index)
         retention = Retention(settings.upload_record_ttl_seconds, settings.upload_orphan_grace_seconds)
@@ -134,9 +146,13 @@ async def _open_stores(stack: AsyncExitStack, settings: UploadSettings, backgrou
         files = DirectoryObjectStore(settings.data_dir)
         parts = DirectoryPartStore(settings.data_dir, files, fsync=settings.fsync, threads=settings.upload_threads)
         stack.enter_context(parts)
-        if settings.fsync == "complete" and (boot := boot_id()):
-            return Stores(SoundParts(parts, settings.data_dir, boot=boot), files)
-        return Stores(parts, files)
+        boot = boot_id() if settings.fsync == "complete" else ""
+        return Stores(
+            SoundParts(parts, settings.data_dir, boot=boot) if boot else parts,
+            files,
+            f"directory:{directory_id(settings.data_dir)}",
+            f"the directory {settings.data_dir.absolute()} of {platform.node()}",
+        )
     # Half a second of imports that a directory does not need.
     from services.common.adapters.s3_bucket import open_bucket
     from services.common.adapters.s3_objects import S3ObjectStore
@@ -147,15 +163,25 @@ async def _open_stores(stack: AsyncExitStack, settings: UploadSettings, backgrou
     store = S3PartStore(bucket, objects, threads=settings.upload_threads)
     grace = settings.upload_orphan_grace_seconds
     background.append(functools.partial(store.tidy_every, settings.upload_sweep_seconds, grace=grace))
-    return Stores(stack.enter_context(store), objects)
+    name = settings.s3_bucket
+    return Stores(stack.enter_context(store), objects, f"s3:{name}", f"the bucket {name}")
 
 
-async def open_shared(settings: UploadSettings, stack: AsyncExitStack, *, alone: bool) -> Shared:
+async def open_shared(
+    settings: UploadSettings, stack: AsyncExitStack, *, alone: bool, mine: Claim | None = None
+) -> Shared:
     """On JetStream. ``alone``: no other process writes records of uploads, as who owns a directory shares them
-    with nobody. Raises Unavailable."""
+    with nobody; ``mine``: the store that their bytes are in. Raises Unavailable, and FailedPrecondition when they
+    are in another."""
     client = await connect(settings.nats_url, "upload")
     stack.push_async_callback(client.close)
     replicas = settings.nats_replicas
+    if mine is not None:
+        claims = JetStreamStateStore(
+            client, STORE, RecordCodec(Claim, record_pb2.StoreClaimRecord), replicas=replicas
+        )
+        await claims.ensure()
+        await claim(claims, mine, adopt=settings.upload_adopt_broker)
     uploads = JetStreamStateStore(
         client, BUCKET, RecordCodec(Upload, record_pb2.UploadRecord, remember=256), replicas=replicas
     )

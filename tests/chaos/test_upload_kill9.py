@@ -23,6 +23,7 @@ import pytest
 
 from services.common.errors import Unavailable
 from services.common.keys import KeyRing
+from tests.conftest import NatsServer
 from tests.processes import Pair, ServiceProcess, running
 from tests.rpc.upload_fixtures import Caller
 from twotruths.upload.v1 import upload_service_pb2 as pb
@@ -224,13 +225,13 @@ class Killer:
 
 @pytest.mark.xdist_group("chaos")
 async def test_no_acknowledged_chunk_is_lost_however_often_processes_are_killed(
-    keys: KeyRing, tmp_path: Path, nats_url: str
+    keys: KeyRing, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     ledger = Ledger()
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
     timeout = aiohttp.ClientTimeout(total=20)
     async with (
-        running(keys, tmp_path, nats_url, log_level="WARNING", upload_chunk_size=CHUNK) as pair,
+        running(keys, tmp_path, own_nats_server.url, log_level="WARNING", upload_chunk_size=CHUNK) as pair,
         grpc.aio.insecure_channel(pair.target, options=options) as channel,
         aiohttp.ClientSession(timeout=timeout) as http,
     ):

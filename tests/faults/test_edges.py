@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,22 +58,22 @@ async def world_of(
 
 @pytest.fixture(name="world", scope="session")
 async def world_fixture(
-    keys: KeyRing, tmp_path_factory: pytest.TempPathFactory, nats_server: NatsServer
+    keys: KeyRing, tmp_path_factory: pytest.TempPathFactory, new_nats_server: Callable[[], NatsServer]
 ) -> AsyncIterator[World]:
     settings = {
         "gateway_read_timeout_seconds": STALL,
         "gateway_chunk_timeout_seconds": LONGEST,
         "upload_stall_seconds": 2 * STALL,
     }
-    async with world_of(keys, tmp_path_factory.mktemp("faults"), nats_server, **settings) as world:
+    async with world_of(keys, tmp_path_factory.mktemp("faults"), new_nats_server(), **settings) as world:
         yield world
 
 
 @pytest.fixture(name="patient")
-async def patient_fixture(keys: KeyRing, tmp_path: Path, nats_server: NatsServer) -> AsyncIterator[World]:
+async def patient_fixture(keys: KeyRing, tmp_path: Path, own_nats_server: NatsServer) -> AsyncIterator[World]:
     """A world that gives a silent client more time than a test takes."""
     settings = {"gateway_read_timeout_seconds": 300, "upload_stall_seconds": 300}
-    async with world_of(keys, tmp_path, nats_server, **settings) as world:
+    async with world_of(keys, tmp_path, own_nats_server, **settings) as world:
         yield world
 
 

@@ -12,10 +12,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import grpc
+import pytest
 
 from services.common.errors import Unavailable
 from services.common.keys import KeyRing
 from services.common.state import owned_key
+from tests.conftest import NatsServer
+from tests.processes import ServiceProcess
 from tests.rpc.upload_fixtures import Caller
 from twotruths.upload.v1 import upload_pb2
 from twotruths.upload.v1 import upload_service_pb2 as pb
@@ -61,10 +64,10 @@ def files(random_: random.Random) -> list[bytes]:
 
 
 async def test_no_acknowledged_chunk_is_lost_when_the_process_is_killed_under_load(
-    keys: KeyRing, tmp_path: Path, nats_url: str
+    keys: KeyRing, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     contents = files(random.Random(7))
-    process = Process(keys, tmp_path, nats_url)
+    process = Process(keys, tmp_path, own_nats_server.url)
     await process.start()
     options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{process.port}", options=options) as channel:
@@ -123,3 +126,20 @@ async def _patiently(caller: Caller, id_: str) -> upload_pb2.Upload:
             return await caller.get(id_)
         except Unavailable:
             await asyncio.sleep(0.05)
+
+
+async def test_a_second_directory_on_a_broker_does_not_start_and_fails_nobodys_upload(
+    keys: KeyRing, tmp_path: Path, own_nats_server: NatsServer
+) -> None:
+    first = ServiceProcess("upload", _settings(keys, tmp_path / "first", own_nats_server), tmp_path)
+    await first.start()
+    await first.listening()
+    second = ServiceProcess("upload", _settings(keys, tmp_path / "second", own_nats_server), tmp_path)
+    await second.start()
+    with pytest.raises(RuntimeError, match=r"the uploads of this broker are in the directory .*first of"):
+        await second.listening()
+    assert await first.stop() == 0
+
+
+def _settings(keys: KeyRing, data: Path, broker: NatsServer) -> dict[str, object]:
+    return keys.settings() | {"nats_url": broker.url, "data_dir": data}

@@ -280,8 +280,8 @@ async def mesh_fixture(request: pytest.FixtureRequest, keys: KeyRing, tmp_path: 
         async with running(keys, tmp_path, MemoryStateStore[Upload]()) as mesh:
             yield mesh
     else:
-        url = request.getfixturevalue("nats_url")
-        async with running(keys, tmp_path, None, nats_url=url) as mesh:
+        url = request.getfixturevalue("nats_url")  # whose uploads are those of the test before
+        async with running(keys, tmp_path, None, nats_url=url, upload_adopt_broker=True) as mesh:
             yield mesh
 
 

@@ -6,13 +6,14 @@ import asyncio
 import json
 import random
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from tusclient.client import TusClient
 
 from services.common.keys import KeyRing
+from tests.conftest import NatsServer
 from tests.fault_proxy import Fault, Proxy, proxy_to
 from tests.processes import Pair, running
 
@@ -26,9 +27,10 @@ pytestmark = pytest.mark.xdist_group("tus-clients")
 
 @pytest.fixture(name="pair", scope="session")
 async def pair_fixture(
-    keys: KeyRing, tmp_path_factory: pytest.TempPathFactory, nats_url: str
+    keys: KeyRing, tmp_path_factory: pytest.TempPathFactory, new_nats_server: Callable[[], NatsServer]
 ) -> AsyncIterator[Pair]:
-    async with running(keys, tmp_path_factory.mktemp("clients"), nats_url, log_level="WARNING") as pair:
+    folder, broker = tmp_path_factory.mktemp("clients"), new_nats_server()
+    async with running(keys, folder, broker.url, log_level="WARNING") as pair:
         yield pair
 
 

@@ -24,9 +24,9 @@ class BrokenCall:
         raise grpc.aio.InternalError("Failed execute_batch")
 
     def __await__(self) -> Generator[Any, Any, Any]:
+        yield from ()
         none = grpc.aio.Metadata()
         raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, none, none, "Socket closed")
-        yield
 
 
 async def test_a_connection_that_breaks_as_the_body_ends_is_worth_another_try() -> None:
