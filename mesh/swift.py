@@ -68,6 +68,7 @@ use = egg:swift#{kind}
 recon_cache_path = {folder}/cache
 replication_server =
 container_update_timeout = 30
+node_timeout = 30
 conn_timeout = 5
 
 [filter:healthcheck]

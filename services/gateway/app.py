@@ -73,6 +73,8 @@ def create(
         _check_free(binding)
         handler = Transcoder(binding, channels[binding.backend], settings, drain)
         router.add_route(binding.verb, binding.template.path, handler.handle)
+        if binding.verb == "GET" and not binding.method.server_streaming:
+            router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants
     return app
 
 

@@ -8,8 +8,11 @@ bare words that most clients send are taken for the same.
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from aiohttp import web
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from services.gateway.problems import FieldError, Problem, invalid
@@ -72,4 +75,12 @@ def fill(request: web.Request, message: Message) -> None:
         field = fields.get(name)
         if field is None or field.type != field.TYPE_STRING or field.is_repeated or getattr(message, name):
             continue
-        setattr(message, name, request_id(request) if name == "request_id" else hint(request, name))
+        value = request_id(request) if name == "request_id" else hint(request, name)
+        if name == "request_id" or _is_taken(cast(FieldDescriptor, field), value):
+            setattr(message, name, value)
+
+
+def _is_taken(field: FieldDescriptor, value: str) -> bool:
+    """Whether the field is free, or this is one of the words that it takes."""
+    words = getattr(field.GetOptions().Extensions[validate_pb2.field].string, "in")
+    return not words or value in words

@@ -91,7 +91,8 @@ class _ChunkStream(Uplink[UploadChunksResponse]):
 
 
 async def _send_form(request: web.Request, source: AsyncIterator[bytes], stream: _ChunkStream) -> None:
-    """The file of a form, with its digest in ``chunk_hash`` before or after it, or in X-Chunk-SHA256."""
+    """The file of a form, with its digest in ``chunk_hash`` before or after it, or in X-Chunk-SHA256. What is
+    wrong with a form may come behind the file, so the bytes count only with the message that ends them."""
     digest, sent = "", False
     stream.names = {"data": "file", "sha256": "chunk_hash"}
     if "X-Chunk-SHA256" in request.headers:
@@ -102,7 +103,7 @@ async def _send_form(request: web.Request, source: AsyncIterator[bytes], stream:
         while (part := await reader.next_part()) is not None:
             if part.name == "file" and not sent:
                 sent = True
-                await stream.begin(digest)
+                await stream.begin("")
                 await stream.data(reader.pieces())
             elif part.name == "file":
                 raise invalid([FieldError("/file", "is given more than once")])

@@ -26,8 +26,10 @@ REQUEST_ID = web.RequestKey("request_id", str)
 _RESPONSE = web.RequestKey("response", web.StreamResponse)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 # Parameters that are permissions: whoever reads them in a log could use them.
-_SECRET = frozenset({"signature", "token", "access_token", "x-amz-signature"})
-_HEADERS = {
+_SECRET = frozenset(
+    {"signature", "token", "access_token", "policy", "x-amz-signature", "x-amz-credential", "x-amz-security-token"}
+)
+HEADERS = {
     "Server": "twotruths",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -70,6 +72,9 @@ class Edge:
 
     def _answer(self, request: web.Request, error: Exception) -> web.StreamResponse:
         started: web.StreamResponse | None = request.get(_RESPONSE)
+        if request.method == "OPTIONS" and isinstance(error, web.HTTPMethodNotAllowed):
+            allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
+            return web.Response(status=204, headers={"Allow": allowed})
         if started is None:
             problem = _problem(request, error)
             return problem.response(instance=request.path, request_id=request[REQUEST_ID])
@@ -82,8 +87,8 @@ class Edge:
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         request[_RESPONSE] = response
-        for name, value in _HEADERS.items():
-            response.headers[name] = value
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         if self._drain.draining.is_set():

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # Media that a browser shows without running anything; all else is saved, not shown.
 _SHOWN = re.compile(r"(video|audio)/.*|image/(jpeg|png|gif|webp|avif)|text/vtt|application/vnd\.apple\.mpegurl")
+_OPENED = "default-src 'none'; media-src 'self'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _MAX_NAME, _MAX_PLAIN = 6000, 255
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
 
@@ -195,6 +196,8 @@ def _headers(readable: Readable, *, download: bool) -> dict[str, str]:
         # What is under an id never changes; who may see it does.
         "Cache-Control": "private, max-age=60",
         "Vary": "Authorization",
+        # A browser that opens the URL itself puts the media into a document of its own, which may load it.
+        **({"Content-Security-Policy": _OPENED} if shown else {}),
     }
 
 

@@ -18,9 +18,10 @@ from services.gateway import ratelimit
 
 CONTENT_TYPE = "application/problem+json"
 
+_CLIENT_LEFT = 499
 # https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto, except where a phone can tell more.
 STATUS_BY_CODE: Mapping[str, int] = {
-    "CANCELLED": 499,
+    "CANCELLED": _CLIENT_LEFT,
     "UNKNOWN": 500,
     "INVALID_ARGUMENT": 400,
     "DEADLINE_EXCEEDED": 504,
@@ -136,14 +137,18 @@ def from_error(
     """The problem that a service's error is. ``body_field``: the field that the HTTP body was, of the request;
     ``names``: fields of the service → what the caller knows them as ("" is the body)."""
     status = STATUS_BY_REASON.get(error.reason) or STATUS_BY_CODE.get(error.code, 500)
+    if status == _CLIENT_LEFT:  # not this one: there is somebody to read this, so a service gave the call up
+        status = STATUS_BY_CODE["UNAVAILABLE"]
     headers = dict(ratelimit.of_error(error.metadata))
     retry_after = error.retry_after
-    if retry_after is None and error.code == "UNAVAILABLE":
+    if retry_after is None and status == STATUS_BY_CODE["UNAVAILABLE"]:
         retry_after = _DEFAULT_RETRY_SECONDS
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="twotruths", error="invalid_token"'
+    elif scope := error.metadata.get("scope") if error.reason == "SCOPE_MISSING" else None:
+        headers["WWW-Authenticate"] = f'Bearer realm="twotruths", error="insufficient_scope", scope="{scope}"'
     known = [_known_as(v.field, names) for v in error.violations]
     errors = [
         FieldError(pointer(v.field if name is None else name, body_field), v.description)

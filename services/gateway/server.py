@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from services.gateway.config import GatewaySettings
+from services.gateway.connection import Connection
 from services.gateway.drain import Drain
 from services.gateway.edge import AccessLogger
 
 _READ_BUFFER = 256 << 10
 
 log = logging.getLogger(__name__)
-
-
-def _worth_a_line(record: logging.LogRecord) -> bool:
-    """Whoever sends what is no HTTP gets a 400 and a line in the access log. aiohttp would add a traceback
-    that quotes the header, which may be a token."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError)
 
 
 class HttpServer:
@@ -30,19 +25,17 @@ class HttpServer:
         self.port = 0
         self._drain = drain
         self._listen = settings.gateway_listen
-        log.addFilter(_worth_a_line)
-        self._runner = web.AppRunner(
-            app,
-            logger=log,
-            access_log_class=AccessLogger,
-            keepalive_timeout=settings.gateway_keepalive_seconds,
-            # A client that goes away cancels its handler: downloads and event streams stop at once.
-            handler_cancellation=True,
+        self._listening: asyncio.Server | None = None
+        # A client that goes away cancels its handler: downloads and event streams stop at once.
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
+        self._options = {
+            "logger": log,
+            "access_log_class": AccessLogger,
+            "keepalive_timeout": settings.gateway_keepalive_seconds,
             # Compressed bodies are refused (415): a bomb would be unpacked before any bound applies.
-            auto_decompress=False,
-            read_bufsize=_READ_BUFFER,
-            shutdown_timeout=1.0,
-        )
+            "auto_decompress": False,
+            "read_bufsize": _READ_BUFFER,
+        }
 
     async def start(self) -> None:
         """Listens. Raises OSError when the address is taken, ValueError when it is none."""
@@ -50,9 +43,12 @@ class HttpServer:
         if not colon or not port.isdigit():
             raise ValueError(f"gateway_listen {self._listen!r} is not host:port")
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host.strip("[]") or None, int(port), backlog=1024)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+        server = self._runner.server
+        assert server is not None, "it was set up"
+        new = functools.partial(Connection, server, **self._options)
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(new, host.strip("[]") or None, int(port), backlog=1024)
+        self.port = self._listening.sockets[0].getsockname()[1]
 
     async def set_serving(self, ok: bool) -> None:
         """Whether /api/v1/health says that requests are welcome."""
@@ -61,7 +57,7 @@ class HttpServer:
     async def stop(self, grace: float) -> None:
         """Takes no new connections, lets running requests end for ``grace`` seconds, then cuts them off."""
         self._drain.draining.set()
-        for site in list(self._runner.sites):
-            await site.stop()
+        if self._listening is not None:
+            self._listening.close()
         await self._drain.wait_idle(grace)
         await self._runner.cleanup()

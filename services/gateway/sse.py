@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -32,13 +33,25 @@ log = logging.getLogger(__name__)
 
 def negotiate(accept: str) -> str:
     """The media type for an Accept header. Raises Problem 406."""
-    wanted = [part.partition(";") for part in accept.lower().split(",")]
-    names = [name.strip() for name, _, rest in wanted if "q=0" not in rest.replace(" ", "").split(";")]
-    if LINES in names and EVENTS not in names:
-        return LINES
-    if not accept.strip() or {EVENTS, "text/*", "*/*"} & set(names):
+    if not accept.strip():
         return EVENTS
-    raise Problem(406, "NOT_ACCEPTABLE", f"this stream comes as {EVENTS} or {LINES}")
+    given = [part.partition(";") for part in accept.lower().split(",")]
+    wanted = {name.strip(): _quality(parameters) for name, _, parameters in given}
+    # The range that names a type most closely counts (RFC 9110 section 12.5.1).
+    quality = {
+        kind: next((wanted[name] for name in (kind, f"{kind.split('/')[0]}/*", "*/*") if name in wanted), 0.0)
+        for kind in (EVENTS, LINES)
+    }
+    best = max(quality, key=lambda kind: quality[kind])  # the first of equals
+    if not quality[best]:
+        raise Problem(406, "NOT_ACCEPTABLE", f"this stream comes as {EVENTS} or {LINES}")
+    return best
+
+
+def _quality(parameters: str) -> float:
+    """The weight among the parameters of a media range, 1 where there is none or none that is a number."""
+    found = re.search(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?:;|$)", parameters)
+    return float(found[1]) if found else 1.0
 
 
 async def stream(

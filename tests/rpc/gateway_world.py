@@ -134,14 +134,16 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
                 reason="CHUNK_OUT_OF_RANGE",
                 violations=InvalidArgument.field("chunk_number", "x").violations,
             )
-        data, promised = b"", first.sha256
+        data, promised, ended = b"", first.sha256, False
         async for message in requests:
             if message.HasField("data"):
                 self.pieces.append(len(message.data))
                 self.data_came.set()
                 data += message.data
             else:
-                promised = message.end.sha256 or promised
+                promised, ended = message.end.sha256 or promised, True
+        if not (ended or promised):  # as the service does: a call that is cut off looks like one that ended
+            raise InvalidArgument("a chunk without a digest needs its end", reason="STREAM_MALFORMED")
         digest = hashlib.sha256(data).hexdigest()
         if promised not in {"", digest}:
             raise InvalidArgument.field("sha256", "is not the SHA-256 received", reason="CHUNK_DIGEST_MISMATCH")
@@ -296,6 +298,7 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
         self.videos: dict[str, tuple[str, video_pb2.Video]] = {}
         self.initiated: list[Any] = []
         self.asked_by: list[str] = []
+        self.played: list[Any] = []
 
     async def InitiateMerge(self, request: Any, _: Any) -> Any:
         self.initiated.append(request)
@@ -369,6 +372,7 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
         return video_service_pb2.GetVideoResponse(video=video)
 
     async def GetPlayback(self, request: Any, _: Any) -> Any:
+        self.played.append(request)
         return video_service_pb2.GetPlaybackResponse(
             streaming_url=f"/api/v1/media/stream/{request.video_file_id}",
             delivery_type=video_pb2.DELIVERY_TYPE_DIRECT

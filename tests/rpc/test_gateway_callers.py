@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,22 @@ async def test_kinds_of_network_and_device_come_by_header_too(world: World) -> N
     await (await world.call("POST", INITIATE, json=GOOD, headers={"X-Network-Type": "größer"})).read()
     assert [m.network_type for m in world.uploads.initiated] == ["4g", "3g", ""]
     assert world.uploads.initiated[0].device_type == ("phone" * 10)[:32]
+
+
+async def test_a_kind_of_device_that_an_rpc_does_not_know_is_no_reason_to_refuse(world: World) -> None:
+    url = f"/api/v1/media/optimized/{uuid.uuid4()}"
+    for kind, told in (("iPhone", ""), ("tv", "tv")):
+        async with world.call("GET", url, headers={"X-Device-Type": kind}) as response:
+            assert response.status == 200
+        assert world.merges.played[-1].device_type == told
+
+
+async def test_head_is_answered_wherever_get_is(world: World) -> None:
+    url = "/api/v1/upload/limits"
+    async with world.call("HEAD", url) as head, world.call("GET", url) as get:
+        assert head.status == get.status == 200
+        assert head.headers["Content-Length"] == get.headers["Content-Length"]
+        assert await head.read() == b""
 
 
 async def test_limits_and_open_uploads_are_told(world: World) -> None:

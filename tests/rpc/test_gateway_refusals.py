@@ -22,7 +22,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.keys import KeyRing
-from tests.rpc.gateway_world import World, open_world
+from tests.rpc.gateway_world import World, connection, open_world
 
 ID = "00000000-0000-4000-8000-000000000000"
 CHALLENGES = "/api/v1/challenges"
@@ -157,7 +157,9 @@ async def test_unknown_paths_and_methods_are_problems(world: World) -> None:
     document, _ = await problem(world.call("GET", "/nowhere?signature=secret"), 404)
     assert (document["reason"], document["instance"]) == ("ROUTE_NOT_FOUND", "/nowhere")
     _, headers = await problem(world.call("PUT", f"{CHALLENGES}/{ID}"), 405)
-    assert headers["Allow"] == "DELETE, GET"
+    assert headers["Allow"] == "DELETE, GET, HEAD"
+    async with world.call("OPTIONS", f"{CHALLENGES}/{ID}") as response:
+        assert (response.status, response.headers["Allow"]) == (204, "DELETE, GET, HEAD, OPTIONS")
     await problem(world.call("GET", "/" + "x" * 5000), 414)
 
 
@@ -434,15 +436,30 @@ async def test_a_request_id_is_passed_on_if_it_is_harmless(world: World) -> None
         assert len(response.headers["X-Request-Id"]) == 32
 
 
-@pytest.mark.parametrize("head", ["NONSENSE", "GET / HTTP/1.1\r\nAuthorization: Bearer " + "s3cret" * 2000])
-async def test_what_is_no_http_is_400_and_not_quoted_in_the_log(
-    world: World, caplog: pytest.LogCaptureFixture, head: str
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("NONSENSE", 400),
+        ("GET / HTTP/7.1", 400),
+        ("GET / HTTP/1.1\r\nContent-Length: s3cret", 400),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked", 400),
+        ("GET / HTTP/1.1\r\n" + "A: s3cret\r\n" * 300, 400),
+        ("GET /" + "s3cret" * 2000 + " HTTP/1.1", 414),
+        ("GET / HTTP/1.1\r\nAuthorization: Bearer " + "s3cret" * 4000, 431),
+    ],
+)
+async def test_what_is_no_request_is_a_problem_and_not_quoted_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture, head: str, status: int
 ) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-    writer.write(f"{head}\r\n\r\n".encode())
-    assert b" 400 " in await reader.readline()
-    writer.close()
-    assert "s3cret" not in caplog.text
+    async with connection(world.port) as (reader, writer):
+        writer.write(f"{head}\r\n\r\n".encode())
+        answer = (await asyncio.wait_for(reader.read(), 10)).decode()
+    fields, _, body = answer.partition("\r\n\r\n")
+    assert f" {status} " in fields.splitlines()[0]
+    assert json.loads(body)["status"] == status
+    names = {line.partition(":")[0].lower() for line in fields.splitlines()[1:]}
+    assert {"x-request-id", "x-content-type-options"} <= names
+    assert "s3cret" not in caplog.text + answer
 
 
 async def test_secrets_in_a_url_do_not_reach_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ def test_every_grpc_code_has_a_status() -> None:
     assert set(problems.STATUS_BY_CODE) == set(code_pb2.Code.keys()) - {"OK"}
     for code, error in BY_CODE.items():
         problem = problems.from_error(error("text"))
-        assert problem.status == problems.STATUS_BY_CODE[code]
+        assert problem.status == (503 if code == "CANCELLED" else problems.STATUS_BY_CODE[code])
         assert problem.response(instance="/x", request_id="r").status == problem.status
 
 
@@ -199,12 +199,33 @@ def test_structured_fields_that_are_none_count_as_not_sent() -> None:
         ("application/x-ndjson", sse.LINES),
         ("application/x-ndjson;q=0.5, text/event-stream", sse.EVENTS),
         ("image/png, */*;q=0.1", sse.EVENTS),
+        ("application/*", sse.LINES),
+        ("application/x-ndjson, text/event-stream; Q=0.1", sse.LINES),
+        ("text/event-stream;q=0.0, */*", sse.LINES),
+        ("text/*;q=0.2, application/x-ndjson;charset=utf-8;q=0.3", sse.LINES),
     ],
 )
 def test_a_stream_comes_as_the_client_asks(accept: str, kind: str) -> None:
     assert sse.negotiate(accept) == kind
+
+
+@pytest.mark.parametrize(
+    "accept", ["image/png", "text/event-stream;q=0", "text/event-stream; q = 0.000", "video/*"]
+)
+def test_a_stream_that_the_client_does_not_take_is_406(accept: str) -> None:
     with pytest.raises(Problem, match="406"):
-        sse.negotiate("image/png, text/event-stream;q=0")
+        sse.negotiate(accept)
+
+
+def test_what_a_service_gave_up_may_be_tried_again() -> None:
+    problem = problems.from_error(BY_CODE["CANCELLED"]("the server stops"))
+    assert (problem.status, problem.headers["Retry-After"]) == (503, "2")
+
+
+def test_a_missing_scope_is_named_in_the_challenge() -> None:
+    error = BY_CODE["PERMISSION_DENIED"]("no", reason="SCOPE_MISSING", metadata={"scope": "media:read"})
+    challenge = problems.from_error(error).headers["WWW-Authenticate"]
+    assert challenge == 'Bearer realm="twotruths", error="insufficient_scope", scope="media:read"'
 
 
 def test_secrets_in_a_path_are_redacted() -> None:
