@@ -119,11 +119,16 @@ def _take_in_uploads(
 
 
 def _take_back_copy(session: Session) -> Session:
-    """A copy that did not stand its verification: the clips are encoded instead."""
+    """A copy that did not stand its verification, or failed in all its attempts: the clips are encoded instead.
+    Encoding reads them in another way, so it may well do what copying could not."""
     merge = session.unit(JobKind.MERGE)
-    if merge is None or merge.error_type != COPY_REFUSED or session.copy_refused:
+    if merge is None or merge.state is not UnitState.FAILED or session.copy_refused:
         return session
-    return replace(session, copy_refused=merge.error_message)
+    if merge.retryable and not _may_retry(session, merge) and is_copied(session):
+        merge = replace(merge, error_type=COPY_REFUSED, retryable=False)
+    if not _was_copy(merge):
+        return session
+    return replace(with_unit(session, merge), copy_refused=merge.error_message)
 
 
 def _forget_replaced(session: Session) -> Session:
@@ -291,5 +296,6 @@ def _with_merge(session: Session, now: datetime) -> Session:
             session, Unit(JobKind.MERGE, WHOLE_SESSION, now, generation=generation, priority=session.priority)
         )
     if unit.state is UnitState.FAILED and _was_copy(unit):
-        return with_unit(session, supersede(unit, session.priority, now))
+        # What the copy tried does not count among the attempts to encode.
+        return with_unit(session, replace(supersede(unit, session.priority, now), superseded=unit.attempt))
     return session

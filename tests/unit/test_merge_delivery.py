@@ -232,6 +232,29 @@ def test_a_copy_that_fails_its_verification_is_encoded_instead() -> None:
     assert plan(session, {}, NOW) is session
 
 
+def test_a_copy_that_fails_in_all_its_attempts_is_encoded_instead_with_as_many_attempts() -> None:
+    def failed(session: Session) -> Session:
+        ref = unit(session, JobKind.MERGE).ref
+        session = claim(session, ref, "t", 1, NOW)
+        return give_up(session, ref, "t", "worker_failed", "it broke", retryable=True, now=NOW)
+
+    later, session = NOW + timedelta(minutes=1), probed(FIT, FIT, FIT)
+    for _ in range(MAX_ATTEMPTS - 1):
+        session = plan(failed(session), {}, later)
+        assert is_copied(session)
+    session = plan(failed(session), {}, later)
+    assert session.failure is None
+    assert "it broke" in clip_plans(session)[0].reason
+    for clip in range(3):
+        session = do(session, JobKind.NORMALISE, clip, Outcome(object_key=f"n{clip}", frames=(90,)))
+    for _ in range(MAX_ATTEMPTS - 1):
+        session = plan(failed(session), {}, later)
+        assert unit(session, JobKind.MERGE).state is UnitState.QUEUED
+    session = plan(failed(session), {}, later)
+    assert session.failure is not None
+    assert session.failure.error_type == "worker_failed"
+
+
 def test_a_retry_does_not_merge_before_the_clips_of_a_refused_copy_are_encoded() -> None:
     session = probed(FIT, FIT, FIT)
     copying = unit(session, JobKind.MERGE).ref
