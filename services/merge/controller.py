@@ -91,7 +91,7 @@ class MergeController:
         self._deadlines = deadlines or Deadlines()
         self._sweep_seconds = sweep_seconds
         self._replacer = ClipReplacer(sessions, uploads, clock=clock, upload_seconds=self._timing.upload_seconds)
-        self._admission = Admission(sessions, queue, encode=encode, per_owner=jobs_per_owner)
+        self._admission = Admission(sessions, queue, clock=clock, encode=encode, per_owner=jobs_per_owner)
         self._asked: dict[str, int] = {}  # in which sweep the upload service was last asked for a session
         self._sweeps = 0
 
@@ -238,7 +238,12 @@ class MergeController:
 
     def _planned(self, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
         now = self._clock()
-        in_time = enforce(session, now, self._deadlines)
+        in_time = enforce(
+            session,
+            now,
+            self._deadlines,
+            lambda unit: self._admission.seen_since(session.owner, unit.ref.job_id(session.id)),
+        )
         processing = timedelta(seconds=self._timing.processing_seconds)
         planned = plan(in_time, uploads, now, processing, whole_seconds=self._whole_seconds)
         ends = planned.state is SessionState.FAILED and session.state is SessionState.ACTIVE

@@ -23,6 +23,7 @@ from services.merge.domain import (
     Session,
     SessionState,
     StaleClaim,
+    Unit,
     UnitRef,
     UnitState,
 )
@@ -71,6 +72,11 @@ def do(session: Session, kind: JobKind, clip: int, outcome: Outcome, token: str 
 
 def normalised(frames: int) -> Outcome:
     return Outcome(object_key=f"merges/{frames}", size=1, sha256="0", frames=(frames,))
+
+
+def always(_: Unit) -> datetime:
+    """Seen in the queue from the beginning."""
+    return NOW
 
 
 def test_every_reason_is_in_the_contract() -> None:
@@ -306,12 +312,23 @@ def test_a_job_that_waits_too_long_fails_its_session_and_a_retry_waits_anew() ->
     limits = Deadlines(queued=timedelta(minutes=10), claimed=timedelta(minutes=5))
     session = plan(new_session(), uploaded(0), NOW)
     later = NOW + timedelta(minutes=10)
-    assert enforce(session, later - timedelta(seconds=1), limits) is session
-    failed = enforce(session, later, limits)
+    assert enforce(session, later - timedelta(seconds=1), limits, always) is session
+    failed = enforce(session, later, limits, always)
     assert failed.failure is not None
     assert (failed.failure.error_type, failed.failure.retry_available) == ("queue_timeout", True)
     again = retry(failed, later + timedelta(hours=1), later)
-    assert enforce(again, later + timedelta(minutes=9), limits) is again
+    assert enforce(again, later + timedelta(minutes=9), limits, always) is again
+
+
+def test_a_job_that_nobody_waits_for_or_that_is_not_in_the_queue_waits_for_as_long_as_it_takes() -> None:
+    limits, later = Deadlines(), NOW + timedelta(hours=4)
+    waiting = replace(plan(new_session(), uploaded(0), NOW), deadline=NOW + timedelta(hours=24))
+    idle = replace(waiting, units=tuple(replace(u, priority=Priority.LOW) for u in waiting.units))
+    assert enforce(idle, later, limits, always) is idle
+    assert plan(idle, {}, later).state is SessionState.ACTIVE
+    assert enforce(waiting, later, limits, lambda _: None) is waiting
+    assert enforce(waiting, later, limits, lambda _: NOW + timedelta(hours=2)) is waiting
+    assert enforce(waiting, later, limits, always).state is SessionState.FAILED
 
 
 def test_a_job_that_a_worker_holds_too_long_is_taken_from_it() -> None:
@@ -320,9 +337,9 @@ def test_a_job_that_a_worker_holds_too_long_is_taken_from_it() -> None:
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
     session = claim(session, ref, "stuck", 1, NOW)
     later = NOW + timedelta(minutes=5)
-    assert enforce(session, later - timedelta(seconds=1), limits) is session
+    assert enforce(session, later - timedelta(seconds=1), limits, always) is session
     assert [unit.ref for unit in overdue_claims(session, later, limits)] == [ref]
-    session = enforce(session, later, limits)
+    session = enforce(session, later, limits, always)
     assert not holds_claim(session, ref, "stuck")
     wait = seconds_until_retry(session, later)
     assert wait is not None
