@@ -4,8 +4,8 @@ A session's own deadline bounds its uploading, and from the last clip on the who
 each step of it. A unit that waits longer than any sound queue fails its session; one whose worker holds the claim
 for longer than any job may run is taken from it (the worker may be alive and stuck), as a failed attempt.
 
-What waits for its owner's share of the queue is not in the queue yet, and nobody waits for what is done ahead at low
-priority: only the session's own deadline bounds these.
+What waits for its owner's share of the queue is not in the queue yet, and nobody waits for what is done ahead at
+low priority: only the session's own deadline bounds these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Deadlines:
     """A unit may be ``queued`` so long before a worker claims it, and then ``claimed`` so long."""
 
     queued: timedelta = timedelta(hours=3)
-    claimed: timedelta = timedelta(minutes=15)
+    claimed: timedelta = timedelta(minutes=25)
 
 
 def overdue_claims(session: Session, now: datetime, deadlines: Deadlines) -> tuple[Unit, ...]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import protovalidate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from services.common.jobs import Job
 from services.merge.admission import admitted, in_order
+from services.merge.config import MergeSettings
 from services.merge.deadlines import Deadlines, enforce, overdue_claims
 from services.merge.domain import (
     WHOLE_SESSION,
@@ -28,11 +31,12 @@ from services.merge.domain import (
     UnitState,
 )
 from services.merge.jobs import job_for
+from services.merge.media.limits import Limits
 from services.merge.planner import MAX_ATTEMPTS, PROCESSING, ClipUpload, UploadStatus, plan, seconds_until_retry
 from services.merge.status import ClipStatus, OverallStatus, view
-from services.merge.timeline import Canvas, ClipInfo
+from services.merge.timeline import LARGEST_CANVAS, Canvas, ClipInfo
 from services.merge.transitions import cancel, claim, complete, fail, finish, give_up, holds_claim, retry
-from twotruths.merge.v1 import merge_pb2
+from twotruths.merge.v1 import merge_pb2, merge_service_pb2
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PORTRAIT = ClipInfo("mov", "h264", 720, 1280, 90, 3.0, 30.0, True, "aac")
@@ -346,6 +350,17 @@ def test_a_job_that_a_worker_holds_too_long_is_taken_from_it() -> None:
     session = plan(session, {}, later + timedelta(seconds=wait))
     (unit,) = session.units
     assert (unit.attempt, unit.state, unit.error_type) == (2, UnitState.QUEUED, "worker_lost")
+
+
+def test_no_job_that_may_still_run_is_taken_from_its_worker() -> None:
+    longest = Limits(wall_seconds=MergeSettings().job_seconds).for_canvas(LARGEST_CANVAS).wall_seconds
+    assert MergeSettings().claim_timeout_seconds >= longest + 120
+    for settings_ in ({"job_seconds": 400}, {"claim_timeout_seconds": 1319}):
+        with pytest.raises(ValidationError, match="claim_timeout_seconds must be at least"):
+            MergeSettings(**settings_)  # type: ignore[arg-type]  # by name
+    larger = merge_pb2.Canvas(width=LARGEST_CANVAS.width + 2, height=LARGEST_CANVAS.height)
+    refused = protovalidate.collect_violations(merge_service_pb2.InitiateMergeRequest(canvas=larger))
+    assert "canvas.size" in {violation.proto.rule_id for violation in refused}
 
 
 def test_pauses_between_attempts_double_and_attempts_after_the_first_go_ahead_of_others() -> None:
