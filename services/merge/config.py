@@ -24,7 +24,15 @@ class MergeSettings(CommonSettings):
         ge=1,
         description="a longer clip is encoded in pieces of at most half of this, by several workers",
     )
-    worker_jobs: int = Field(1, ge=1, le=64, description="jobs a worker does at once")
+    worker_jobs: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="jobs a worker does at once, probes apart; one more while all of these are of low priority",
+    )
+    worker_probes: int = Field(
+        1, ge=0, le=64, description="probes a worker does beside its jobs; 0: they are among these"
+    )
     worker_threads: int = Field(1, ge=1, le=64, description="threads of each decoder and encoder")
     worker_sandbox: Literal["required", "if_possible"] = Field(
         "required",
@@ -40,6 +48,9 @@ class MergeSettings(CommonSettings):
         300.0,
         ge=1,
         description="time limit of a media job, more above 1280x720; its CPU limit is that for each thread",
+    )
+    probe_seconds: float = Field(
+        30.0, ge=1, description="time limit of a probe, and for each thread its CPU limit"
     )
     job_output_mib: int = Field(4096, ge=1, description="largest file a media job may write")
     max_clip_seconds: float = Field(60.0, gt=0, description="the longest clip that is taken")

@@ -218,7 +218,8 @@ async def build_worker(
                 limits,
                 settings.worker_threads,
                 even_loudness=settings.merge_even_loudness,
-                spare=settings.worker_jobs,
+                spare=settings.worker_jobs + settings.worker_probes,
+                probe_seconds=settings.probe_seconds,
             )
             stack.push_async_callback(own.close)
             await own.warm()
@@ -231,6 +232,7 @@ async def build_worker(
             clock=clock,
             decode=JOBS.decode,
             jobs_at_once=settings.worker_jobs,
+            probes_at_once=settings.worker_probes,
         )
         server = GrpcServer(
             settings,

@@ -22,7 +22,8 @@ from services.common.jobs import Delivery, JobQueue
 from services.common.progress import Progress, ProgressBus
 from services.common.state import mutate, owned_key
 from services.merge.domain import Outcome, Session, StaleClaim, UnitRef
-from services.merge.jobs import KINDS, MergeJob
+from services.merge.jobs import MergeJob
+from services.merge.lanes import Lanes
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.ports import OnProgress, Sessions
 from services.merge.service import KIND
@@ -37,7 +38,8 @@ _LOOK_SECONDS = 1.0  # a cancelled job stops within two, even if the hint of it 
 
 
 class MergeWorker:
-    """Works on ``jobs_at_once`` jobs. ``decode`` reads a job's payload."""
+    """Works on ``jobs_at_once`` jobs and ``probes_at_once`` probes beside them (:mod:`services.merge.lanes`).
+    ``decode`` reads a job's payload."""
 
     def __init__(
         self,
@@ -49,6 +51,7 @@ class MergeWorker:
         clock: Clock,
         decode: Callable[[bytes], MergeJob],
         jobs_at_once: int = 1,
+        probes_at_once: int = 0,
     ) -> None:
         self._sessions = sessions
         self._queue = queue
@@ -56,23 +59,11 @@ class MergeWorker:
         self._work = work
         self._clock = clock
         self._decode = decode
-        self._jobs_at_once = jobs_at_once
+        self._lanes = Lanes(queue, self._handle, jobs_at_once=jobs_at_once, probes_at_once=probes_at_once)
 
     async def run(self) -> None:
         """Works for ever. When cancelled it gives its jobs back at once."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._jobs_at_once):
-                group.create_task(self._slot())
-
-    async def _slot(self) -> None:
-        while True:
-            try:
-                delivery = await self._queue.fetch(KINDS, 30.0)
-                if delivery is not None:
-                    await self._handle(delivery)
-            except ServiceError as error:
-                log.info("no work: %s", error)
-                await asyncio.sleep(1)
+        await self._lanes.run()
 
     async def _handle(self, delivery: Delivery) -> None:
         """Does one job. A ServiceError leaves it to be delivered again."""
