@@ -81,6 +81,7 @@ class StaleClaim(Exception):
 
 WHOLE_SESSION = -1
 COPY_REFUSED = "copy_refused"  # error type of a merge whose copy is not to be tried again
+STORAGE_UNAVAILABLE = "storage_unavailable"  # error type of an attempt that the object store stood in the way of
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +189,10 @@ class UnitRef:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit of work and its current attempt (from 1). ``superseded`` attempts were replaced without having
-    failed. A long clip is normalised by a unit for each ``chunk``: frames ``first_frame`` up to and without
-    ``end_frame``, which is 0 for the last one (and for the only one of a short clip)."""
+    """A unit of work and its current attempt (from 1), which was claimed so many times without being given back:
+    ``deliveries``. ``superseded`` attempts were replaced without having failed. A long clip is normalised by a
+    unit for each ``chunk``: frames ``first_frame`` up to and without ``end_frame``, which is 0 for the last one
+    (and for the only one of a short clip)."""
 
     kind: JobKind
     clip_index: int

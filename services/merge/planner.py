@@ -19,6 +19,7 @@ from enum import StrEnum
 from services.merge.delivery import PlanAction, clip_plans, is_copied
 from services.merge.domain import (
     COPY_REFUSED,
+    STORAGE_UNAVAILABLE,
     WHOLE_SESSION,
     Clip,
     Failure,
@@ -120,11 +121,12 @@ def _take_in_uploads(
 
 def _take_back_copy(session: Session) -> Session:
     """A copy that did not stand its verification, or failed in all its attempts: the clips are encoded instead.
-    Encoding reads them in another way, so it may well do what copying could not."""
+    Encoding reads them in another way, so it may well do what copying could not; no way leads around the store."""
     merge = session.unit(JobKind.MERGE)
     if merge is None or merge.state is not UnitState.FAILED or session.copy_refused:
         return session
-    if merge.retryable and not _may_retry(session, merge) and is_copied(session):
+    spent = merge.retryable and not _may_retry(session, merge)
+    if spent and is_copied(session) and merge.error_type != STORAGE_UNAVAILABLE:
         merge = replace(merge, error_type=COPY_REFUSED, retryable=False)
     if not _was_copy(merge):
         return session

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from services.common.errors import NotFound
+from services.common.errors import NotFound, Unavailable
 from services.common.objects import ObjectStore
 from services.merge.delivery import is_copied
 from services.merge.domain import Clip, JobKind, Outcome, Session, UnitRef, folder_of
 from services.merge.media.errors import ErrorType, MediaError
+from services.merge.patience import Patience
 from services.merge.ports import Media, OnProgress
 from services.merge.scratch import Scratch
 from services.merge.sidecars import make_sidecars
@@ -24,13 +26,16 @@ from services.merge.timeline import ClipInfo, CutClip, MergedFile, Piece
 class MergeWork:
     """The three kinds of work, on files of this machine."""
 
-    def __init__(self, objects: ObjectStore, media: Media, scratch: Scratch) -> None:
+    def __init__(
+        self, objects: ObjectStore, media: Media, scratch: Scratch, patience: Patience | None = None
+    ) -> None:
         self._objects = objects
         self._media = media
         self._scratch = scratch
+        self._patience = patience or Patience()
 
     async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
-        """Does the unit. Raises MediaError; Unavailable and ResourceExhausted of the object store."""
+        """Does the unit. Raises MediaError, also for an object store that stays full or away."""
         async with self._scratch.folder() as folder:
             if ref.kind is JobKind.PROBE:
                 source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
@@ -115,11 +120,15 @@ class MergeWork:
                 await self._store(key, file)
                 stored.append(key)
         except BaseException:
-            for key in stored:
-                await self._objects.delete(key)
+            with suppress(Unavailable):  # it goes with the session
+                for key in stored:
+                    await self._objects.delete(key)
             raise
 
     async def _store(self, key: str, file: Path) -> None:
+        await self._patience(lambda: self._put(key, file))
+
+    async def _put(self, key: str, file: Path) -> None:
         """Stores a file. Cancelled, it leaves none: it may be there already, or appear from a thread that nothing
         can stop, and after its session was cleaned up it would stay for ever."""
         storing = asyncio.ensure_future(self._objects.put_file(key, file))
@@ -136,12 +145,15 @@ class MergeWork:
         if local is not None:
             return local
         try:
-            with target.open("wb") as file:
-                async for piece in self._objects.read(key):
-                    await asyncio.to_thread(file.write, piece)
+            await self._patience(lambda: self._read(key, target))
         except NotFound:
             raise MediaError(ErrorType.SOURCE_MISSING, "the clip's file is gone") from None
         return target
+
+    async def _read(self, key: str, target: Path) -> None:
+        with target.open("wb") as file:
+            async for piece in self._objects.read(key):
+                await asyncio.to_thread(file.write, piece)
 
 
 def _probed(session: Session, clip_index: int) -> ClipInfo:

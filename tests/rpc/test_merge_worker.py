@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
-from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore
-from services.common.errors import ResourceExhausted
+from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore, _Queued
+from services.common.errors import ResourceExhausted, Unavailable
 from services.common.jobs import Job
 from services.common.objects import ObjectInfo
 from services.common.state import Entry, mutate, owned_key
 from services.merge.domain import Clip, JobKind, Outcome, Session, Unit, UnitRef, UnitState
 from services.merge.jobs import KINDS, MergeJob, job_for
+from services.merge.media.errors import MediaError
 from services.merge.media.protocol import MAX_NUMBER, ProtocolError, parse_progress, parse_result
+from services.merge.patience import Patience
 from services.merge.ports import OnProgress
 from services.merge.scratch import Scratch
 from services.merge.timeline import Canvas, ClipInfo, MergedFile
@@ -29,6 +32,7 @@ from tests.rpc.merge_world import SteeredMedia
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = owned_key("alice", "s")
+AT_ONCE = Patience(0)
 PROBED = Outcome(clip=ClipInfo("mp4", "h264", 1280, 720, 0, 3.0, 30.0, True, "aac"))
 
 
@@ -206,8 +210,8 @@ async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_n
     units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
     clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
     session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
-    work, ref = MergeWork(objects, SteeredMedia(), scratch), UnitRef(JobKind.MERGE, -1, 0, 1)
-    with pytest.raises(ResourceExhausted):
+    work, ref = MergeWork(objects, SteeredMedia(), scratch, AT_ONCE), UnitRef(JobKind.MERGE, -1, 0, 1)
+    with pytest.raises(MediaError, match="storage_unavailable"):
         await work.do(session, ref, "token", lambda *_: None)
     assert [info.key async for info in objects.list("")] == ["merges/s/a.mov"]
     objects.refused = "nothing"
@@ -216,6 +220,111 @@ async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_n
     await work.undo(outcome)
     assert [info.key async for info in objects.list("")] == ["merges/s/a.mov"]
     scratch.close()
+
+
+class Failing(DirectoryObjectStore):
+    """A store that refuses so many files."""
+
+    def __init__(self, root: Path, refusals: float) -> None:
+        super().__init__(root)
+        self.refusals = refusals
+        self.asked = 0
+
+    async def put_file(self, key: str, source: Path) -> ObjectInfo:
+        self.asked += 1
+        if self.asked <= self.refusals:
+            raise (ResourceExhausted if self.asked % 2 else Unavailable)("not now")
+        return await super().put_file(key, source)
+
+
+@pytest.mark.parametrize("refusals", [2, math.inf])
+async def test_while_the_store_is_full_or_away_what_was_made_is_kept_and_then_it_is_said_why(
+    tmp_path: Path, refusals: float
+) -> None:
+    (tmp_path / "clip").write_bytes(b"clip")
+    await DirectoryObjectStore(tmp_path).put_file("uploads/a", tmp_path / "clip")
+    objects, scratch, media = Failing(tmp_path, refusals), Scratch(tmp_path / "scratch"), SteeredMedia()
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    unit = Unit(JobKind.NORMALISE, 0, NOW)
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=(unit,))
+    sessions, queue = Sessions(), MemoryJobQueue()
+    await sessions.create(KEY, session)
+    await queue.publish(job_for(session, unit, lambda _: b""))
+    worker = MergeWorker(
+        sessions,
+        queue,
+        MemoryProgressBus(),
+        MergeWork(objects, media, scratch, Patience(0.5, 0.01, 0.02)),
+        clock=lambda: NOW,
+        decode=lambda _: MergeJob("s", "alice", JobKind.NORMALISE, 0, 0, 1),
+    )
+    task = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while (unit := await sessions.unit()).state not in (UnitState.DONE, UnitState.FAILED):
+            await asyncio.sleep(0.01)
+    await stop(task)
+    assert media.done == ["normalise"], "once, whatever the store did"
+    assert not list((tmp_path / "scratch").glob("*/*"))
+    if refusals == 2:
+        assert (unit.state, objects.asked) == (UnitState.DONE, 3)
+    else:
+        assert (unit.error_type, unit.retryable, objects.asked > 3) == ("storage_unavailable", True, True)
+    scratch.close()
+
+
+async def test_a_job_goes_back_at_once_when_the_broker_is_away_and_that_is_not_the_jobs_fault(
+    sessions: Sessions,
+) -> None:
+    class Away(QuickWork):
+        refusals = 7
+
+        async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+            if self.refusals:
+                self.refusals -= 1
+                raise Unavailable("no leader")
+            return PROBED
+
+    class Impatient(MemoryJobQueue):
+        def make_ready(self, queued: _Queued, after: float) -> None:
+            waits.append(after)
+            super().make_ready(queued, 0)
+
+    waits: list[float] = []
+    queue = Impatient(ack_wait=30)
+    await published(sessions, queue)
+    worker = MergeWorker(sessions, queue, MemoryProgressBus(), Away(), clock=lambda: NOW, decode=decode)
+    task = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while (await sessions.unit()).state is not UnitState.DONE:
+            await asyncio.sleep(0.01)
+    await stop(task)
+    assert [wait for wait in waits if wait != 30] == [2] * 7
+
+
+async def test_a_job_is_done_though_every_worker_before_was_told_to_stop(sessions: Sessions) -> None:
+    started = asyncio.Event()
+
+    class Hanging(QuickWork):
+        async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+            started.set()
+            await asyncio.Event().wait()
+            raise AssertionError("it hangs until it is cancelled")
+
+    queue = MemoryJobQueue(ack_wait=30)
+    await published(sessions, queue)
+    for _ in range(6):
+        worker = MergeWorker(sessions, queue, MemoryProgressBus(), Hanging(), clock=lambda: NOW, decode=decode)
+        task = asyncio.create_task(worker.run())
+        async with asyncio.timeout(10):
+            await started.wait()
+        started.clear()
+        await stop(task)
+        assert ((await sessions.unit()).state, (await sessions.unit()).deliveries) == (UnitState.QUEUED, 0)
+    task = start(sessions, queue)
+    async with asyncio.timeout(10):
+        while (await sessions.unit()).state is not UnitState.DONE:
+            await asyncio.sleep(0.01)
+    await stop(task)
 
 
 @pytest.mark.parametrize("value", [[-1, 5], [6, 5], [0, 0], [1, MAX_NUMBER + 1], [1.0, 2], ["1", "2"], [1], None])

@@ -381,7 +381,7 @@ async def test_a_job_that_was_taken_from_its_worker_leaves_the_queue(house: Hous
     await house.controller.reconcile(KEY)
     delivery = await house.queue.fetch(KINDS, 1)
     assert delivery is not None
-    await mutate(house.sessions, KEY, lambda s: claim(s, s.units[0].ref, "stuck", 1, house.now))
+    await mutate(house.sessions, KEY, lambda s: claim(s, s.units[0].ref, "stuck", house.now))
     house.now += timedelta(minutes=25)
     await house.controller.reconcile(KEY)
     session = await house.session()

@@ -71,7 +71,7 @@ def units(session: Session) -> dict[str, UnitState]:
 def do(session: Session, kind: JobKind, clip: int, outcome: Outcome, token: str = "token") -> Session:
     unit = session.unit(kind, clip)
     assert unit is not None, f"no {kind} of clip {clip} is planned: {units(session)}"
-    return finish(claim(session, unit.ref, token, 1, NOW), unit.ref, token, outcome, NOW)
+    return finish(claim(session, unit.ref, token, NOW), unit.ref, token, outcome, NOW)
 
 
 def normalised(frames: int) -> Outcome:
@@ -153,7 +153,7 @@ def test_a_clip_that_can_no_longer_come_fails_the_session(status: UploadStatus, 
 def test_bad_input_fails_at_once_and_cannot_be_retried() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "t", 1, NOW)
+    session = claim(session, ref, "t", NOW)
     session = give_up(session, ref, "t", "no_video_stream", "no picture", retryable=False, now=NOW)
     session = plan(session, {}, NOW)
     assert session.state is SessionState.FAILED
@@ -167,7 +167,7 @@ def test_a_transient_failure_is_tried_again_after_a_growing_pause_then_fails_ret
     now, pauses = NOW, []
     for attempt in range(1, MAX_ATTEMPTS + 1):
         ref = UnitRef(JobKind.PROBE, 0, 0, attempt)
-        session = claim(session, ref, "t", 1, now)
+        session = claim(session, ref, "t", now)
         session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=now)
         if attempt < MAX_ATTEMPTS:
             assert plan(session, {}, now) is session, "not before the pause is over"
@@ -220,8 +220,8 @@ def test_a_video_that_is_made_is_not_too_late() -> None:
 def test_a_result_counts_only_with_the_current_claim() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "zombie", 1, NOW)
-    session = claim(session, ref, "current", 2, NOW)
+    session = claim(session, ref, "zombie", NOW)
+    session = claim(session, ref, "current", NOW)
     assert not holds_claim(session, ref, "zombie")
     with pytest.raises(StaleClaim):
         finish(session, ref, "zombie", Outcome(clip=PORTRAIT), NOW)
@@ -229,7 +229,7 @@ def test_a_result_counts_only_with_the_current_claim() -> None:
         give_up(session, ref, "zombie", "x", "x", retryable=True, now=NOW)
     session = finish(session, ref, "current", Outcome(clip=PORTRAIT), NOW)
     with pytest.raises(StaleClaim):
-        claim(session, ref, "late", 3, NOW)
+        claim(session, ref, "late", NOW)
     with pytest.raises(StaleClaim):
         finish(session, ref, "zombie", Outcome(clip=PORTRAIT), NOW)
 
@@ -237,7 +237,7 @@ def test_a_result_counts_only_with_the_current_claim() -> None:
 def test_a_result_that_counts_may_be_said_again_wherever_the_session_is_by_then() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=PORTRAIT), NOW)
+    session = finish(claim(session, ref, "t", NOW), ref, "t", Outcome(clip=PORTRAIT), NOW)
     for later in (session, plan(session, {}, NOW), complete(session, "video", NOW), cancel(session, NOW)):
         assert finish(later, ref, "t", Outcome(clip=PORTRAIT), NOW) is later
 
@@ -245,7 +245,7 @@ def test_a_result_that_counts_may_be_said_again_wherever_the_session_is_by_then(
 def test_nothing_counts_after_the_session_was_cancelled() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = cancel(claim(session, ref, "t", 1, NOW), NOW)
+    session = cancel(claim(session, ref, "t", NOW), NOW)
     with pytest.raises(StaleClaim):
         finish(session, ref, "t", Outcome(clip=PORTRAIT), NOW)
     assert complete(session, "video", NOW) is session
@@ -256,7 +256,7 @@ def test_an_attempt_that_is_not_current_is_stale() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     for ref in (UnitRef(JobKind.PROBE, 0, 0, 2), UnitRef(JobKind.PROBE, 0, 1, 1), UnitRef(JobKind.PROBE, 7, 0, 1)):
         with pytest.raises(StaleClaim):
-            claim(session, ref, "t", 1, NOW)
+            claim(session, ref, "t", NOW)
 
 
 def test_progress_never_falls_from_the_first_byte_to_the_video() -> None:
@@ -295,7 +295,7 @@ def test_progress_never_falls_from_the_first_byte_to_the_video() -> None:
 def test_a_cancelled_session_waits_for_no_clip_and_offers_no_retry() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "t", 1, NOW)
+    session = claim(session, ref, "t", NOW)
     session = give_up(session, ref, "t", "memory_exceeded", "too much", retryable=True, now=NOW)
     failed = fail(session, Failure("memory_exceeded", "too much", NOW, retry_available=True, clip_index=0), NOW)
     shown = view(cancel(failed, NOW), {}, lambda *_: 0.0)
@@ -339,7 +339,7 @@ def test_a_job_that_a_worker_holds_too_long_is_taken_from_it() -> None:
     limits = Deadlines(queued=timedelta(minutes=10), claimed=timedelta(minutes=5))
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "stuck", 1, NOW)
+    session = claim(session, ref, "stuck", NOW)
     later = NOW + timedelta(minutes=5)
     assert enforce(session, later - timedelta(seconds=1), limits, always) is session
     assert [unit.ref for unit in overdue_claims(session, later, limits)] == [ref]
@@ -367,7 +367,7 @@ def test_pauses_between_attempts_double_and_attempts_after_the_first_go_ahead_of
     session, now, waits = plan(new_session(), uploaded(0), NOW), NOW, []
     for attempt in range(1, MAX_ATTEMPTS + 1):
         ref = UnitRef(JobKind.PROBE, 0, 0, attempt)
-        session = claim(session, ref, "t", 1, now)
+        session = claim(session, ref, "t", now)
         session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=now)
         wait = seconds_until_retry(session, now)
         assert wait is not None
