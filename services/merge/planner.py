@@ -36,6 +36,7 @@ from services.merge.transitions import fail, next_attempt, supersede, with_unit,
 
 MAX_ATTEMPTS = 3
 PROCESSING = timedelta(hours=1)
+_MOST_CHUNKS = 1_000  # whatever a probe says: each is a unit of the record
 
 
 class UploadStatus(StrEnum):
@@ -271,7 +272,7 @@ def chunks(seconds: float, whole_seconds: float) -> list[tuple[int, int]]:
     """The frames, first and end, of the pieces that a clip of so many seconds is encoded in: one up to
     ``whole_seconds``, else of at most half of that, all equally long. The last one's end is 0: how many frames a
     clip really has is known once it is decoded to its end."""
-    count = 1 if seconds <= whole_seconds else math.ceil(2 * seconds / whole_seconds)
+    count = 1 if seconds <= whole_seconds else min(_MOST_CHUNKS, math.ceil(2 * seconds / whole_seconds))
     starts = [round(seconds * FPS * i / count) for i in range(count)]
     return list(zip(starts, [*starts[1:], 0], strict=True))
 

@@ -228,7 +228,7 @@ async def build_worker(
             await _sessions(nats, settings),
             await _queue(nats, settings),
             NatsProgressBus(nats),
-            MergeWork(objects, runner, scratch),
+            MergeWork(objects, runner, scratch, limits=limits),
             clock=clock,
             decode=JOBS.decode,
             jobs_at_once=settings.worker_jobs,

@@ -16,8 +16,10 @@ from services.common.objects import ObjectStore
 from services.merge.delivery import is_copied
 from services.merge.domain import Clip, JobKind, Outcome, Session, UnitRef, folder_of
 from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.limits import Limits
 from services.merge.patience import Patience
 from services.merge.ports import Media, OnProgress
+from services.merge.results import believed_clip, believed_frames, believed_video
 from services.merge.scratch import Scratch
 from services.merge.sidecars import make_sidecars
 from services.merge.timeline import ClipInfo, CutClip, MergedFile, Piece
@@ -27,11 +29,18 @@ class MergeWork:
     """The three kinds of work, on files of this machine."""
 
     def __init__(
-        self, objects: ObjectStore, media: Media, scratch: Scratch, patience: Patience | None = None
+        self,
+        objects: ObjectStore,
+        media: Media,
+        scratch: Scratch,
+        *,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._objects = objects
         self._media = media
         self._scratch = scratch
+        self._limits = limits or Limits()
         self._patience = patience or Patience()
 
     async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
@@ -39,7 +48,7 @@ class MergeWork:
         async with self._scratch.folder() as folder:
             if ref.kind is JobKind.PROBE:
                 source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
-                return Outcome(clip=await self._media.probe(source))
+                return Outcome(clip=believed_clip(await self._media.probe(source), self._limits))
             if ref.kind is JobKind.NORMALISE:
                 return await self._normalise(session, ref, token, folder, on_progress)
             if is_copied(session):
@@ -59,6 +68,7 @@ class MergeWork:
         source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
         piece = _piece(session, ref)
         clip = await self._media.normalise(source, target, session.canvas, session.quality, on_progress, piece)
+        clip = believed_frames(clip, self._limits)
         key = f"merges/{session.id}/{ref.name}-{token}.mov"
         await self._store(key, target)
         return Outcome(object_key=key, size=clip.size, sha256=clip.sha256, frames=(clip.frames,))
@@ -98,6 +108,7 @@ class MergeWork:
 
     async def _finished(self, session: Session, token: str, video: Path, merged: MergedFile) -> Outcome:
         """Stores a merged video and what lies beside it, in a folder of this claim's."""
+        merged = believed_video(merged, len(session.clips), self._limits)
         prefix = f"{folder_of(session.id)}{token}/"
         sidecars, files = await make_sidecars(self._media, video, merged.frames, prefix)
         key = f"{prefix}video.mp4"

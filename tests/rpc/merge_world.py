@@ -165,7 +165,7 @@ class SteeredMedia:
         whole = [clip.source if isinstance(clip, CutClip) else clip for clip in clips]
         target.write_bytes(b"".join(path.read_bytes() for path in whole))
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
+        return MergedFile(FRAMES[: len(clips)], 1280, 720, target.stat().st_size, digest)
 
     async def copy(
         self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: Callable[[int, int], None]
@@ -173,7 +173,7 @@ class SteeredMedia:
         await self._work("copy")
         target.write_bytes(b"".join(source.read_bytes() for source in sources))
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
+        return MergedFile(FRAMES[: len(sources)], 1280, 720, target.stat().st_size, digest)
 
     async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
         await self._work("sidecars")
