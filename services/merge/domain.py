@@ -176,9 +176,15 @@ class UnitRef:
 
     @property
     def name(self) -> str:
-        """The unit's name in progress hints: what was heard of a replaced clip says nothing of its successor."""
+        """The unit's name: that of a replaced clip's is another than its successor's."""
         name = unit_name(self.kind, self.clip_index, self.chunk)
         return f"{name}-{self.generation}" if self.generation else name
+
+    @property
+    def heard_as(self) -> str:
+        """The attempt's name in progress hints: how far one came says nothing of the next, which may do other work
+        (encode what the one before copied)."""
+        return f"{self.name}-a{self.attempt}" if self.attempt > 1 else self.name
 
     def job_id(self, session_id: str) -> str:
         """``<session>-<unit>-<generation>-<attempt>``: each attempt is a job of its own, so a retry is never
@@ -238,7 +244,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far a session had come when it ended without a video, in percent; ``clips`` in order."""
+    """How far a session had come when the controller last wrote it, in percent; ``clips`` in order."""
 
     overall: float
     merge: float

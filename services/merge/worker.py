@@ -13,7 +13,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from services.common.clock import Clock
@@ -22,10 +22,11 @@ from services.common.jobs import Delivery, JobQueue
 from services.common.progress import Progress, ProgressBus
 from services.common.state import mutate, owned_key
 from services.merge.domain import Outcome, Session, StaleClaim, UnitRef
+from services.merge.hints import telling
 from services.merge.jobs import MergeJob
 from services.merge.lanes import Lanes
 from services.merge.media.errors import ErrorType, MediaError
-from services.merge.ports import OnProgress, Sessions
+from services.merge.ports import Sessions
 from services.merge.service import KIND
 from services.merge.transitions import claim, finish, give_back, give_up, holds_claim
 from services.merge.work import MergeWork
@@ -34,7 +35,6 @@ log = logging.getLogger(__name__)
 
 MAX_DELIVERIES = 5  # of a job that no worker can read
 MAX_CLAIMS = 5  # of an attempt, by workers that did not come back
-_HINT_SECONDS = 0.25
 _AWAY_SECONDS = 2.0  # until a job is delivered again that wanted something which was away
 _GIVE_BACK_SECONDS = 2.0
 _LOOK_SECONDS = 1.0  # a cancelled job stops within two, even if the hint of it was lost
@@ -168,7 +168,7 @@ class MergeWorker:
                 await asyncio.gather(listening, return_exceptions=True)
 
     async def _work_on(self, task: _Task, session: Session) -> Outcome:
-        async with self._hints(task) as on_progress:
+        async with telling(self._progress, task.job.session_id, task.ref) as on_progress:
             return await self._work.do(session, task.ref, task.token, on_progress)
 
     async def _finish(self, task: _Task, outcome: Outcome) -> bool:
@@ -193,26 +193,6 @@ class MergeWorker:
                 ),
             )
             log.info("job given up", extra={"data": {"unit": task.unit, "error": error_type, "why": message}})
-
-    @asynccontextmanager
-    async def _hints(self, task: _Task) -> AsyncIterator[OnProgress]:
-        """Sends progress hints, the latest four times a second."""
-        latest: list[tuple[int, int]] = []
-
-        async def send() -> None:
-            while True:
-                await asyncio.sleep(_HINT_SECONDS)
-                if latest:
-                    done, total = latest.pop()
-                    latest.clear()
-                    await self._progress.publish(Progress(KIND, task.job.session_id, task.unit, done, total))
-
-        sending = asyncio.create_task(send())
-        try:
-            yield lambda done, total: latest.append((done, total))
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
 
 
 class _Task:

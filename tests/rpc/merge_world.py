@@ -205,23 +205,29 @@ class World:
 
     async def start(self) -> None:
         """Starts the controller and its server."""
-        app = await self.stack.enter_async_context(wiring.build_controller(self.settings, uploads=self.uploads))
+        self._controller = stack = await self.stack.enter_async_context(AsyncExitStack())
+        app = await stack.enter_async_context(wiring.build_controller(self.settings, uploads=self.uploads))
         await app.server.start()
         await app.server.set_serving(True)
-        self.stack.push_async_callback(app.server.stop, 0)
-        await self._run(app)
+        stack.push_async_callback(app.server.stop, 0)
+        await self._run(app, stack)
         self.channel = open_channel(f"127.0.0.1:{app.server.port}")
-        self.stack.push_async_callback(self.channel.close)
+        stack.push_async_callback(self.channel.close)
         self.merges = merge_service_pb2_grpc.MergeServiceStub(self.channel)
         self.videos = video_service_pb2_grpc.VideoServiceStub(self.channel)
+
+    async def restart(self) -> None:
+        """Stops the controller and starts another one on the same broker."""
+        await self._controller.aclose()
+        await self.start()
 
     async def worker(self, media: SteeredMedia | None) -> App:
         """Starts a worker; without ``media`` it does real work."""
         app = await self.stack.enter_async_context(wiring.build_worker(self.settings, media=media))
-        await self._run(app)
+        await self._run(app, self.stack)
         return app
 
-    async def _run(self, app: App) -> None:
+    async def _run(self, app: App, stack: AsyncExitStack) -> None:
         tasks = [asyncio.create_task(loop()) for loop in app.background]
 
         async def end() -> None:
@@ -229,7 +235,7 @@ class World:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-        self.stack.push_async_callback(end)
+        stack.push_async_callback(end)
 
     def as_player(self, user: str) -> tuple[tuple[str, str], ...]:
         """Metadata of a player's calls."""

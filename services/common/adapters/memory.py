@@ -125,8 +125,11 @@ class MemoryProgressBus:
 
     def __init__(self) -> None:
         self._subscribers: list[tuple[str, str, asyncio.Queue[Progress]]] = []
+        self._latest: dict[tuple[str, str, str], Progress] = {}
 
     async def publish(self, progress: Progress) -> None:
+        if progress.unit:
+            self._latest[progress.kind, progress.id, progress.unit] = progress
         for kind, id_, queue in self._subscribers:
             if kind == progress.kind and id_ in {"*", progress.id}:
                 if queue.full():
@@ -142,6 +145,11 @@ class MemoryProgressBus:
             yield _Hints(queue)
         finally:
             self._subscribers = [s for s in self._subscribers if s[2] is not queue]
+
+    async def latest(self, kind: str) -> AsyncGenerator[Progress, None]:
+        for progress in list(self._latest.values()):
+            if progress.kind == kind:
+                yield progress
 
 
 class _Hints(AsyncIterator[Progress]):
