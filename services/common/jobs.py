@@ -6,6 +6,7 @@ a job is fenced by its claim token in the state store, not by the queue.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -42,12 +43,37 @@ _TURNS = {
 }
 
 
-def order_of_fetch(number: int, kinds: Sequence[str]) -> Sequence[tuple[JobPriority, str]]:
-    """Where a worker's fetch ``number`` (from 1) looks, in this order. Among jobs of one priority each kind is
-    first in its turn: an owner's backlog of one kind must not keep another owner's jobs of another waiting."""
-    first = (number - 1) % len(kinds)
-    turn = (*kinds[first:], *kinds[:first])
-    return [(priority, kind) for priority in _TURNS.get(number % 8, _HIGH_FIRST) for kind in turn]
+def order_of_fetch(
+    number: int, kinds: Sequence[str], least: JobPriority = JobPriority.LOW
+) -> Sequence[tuple[JobPriority, str]]:
+    """Where a fetch looks, in this order, if it is ``number`` (from 1) of those for these kinds and priorities of
+    at ``least`` this one. Among jobs of one priority each kind is first in its turn: an owner's backlog of one
+    kind must not keep another owner's jobs of another waiting."""
+    turn = _TURNS.get(number % 8)
+    first = (number - 1 - number // 4 if turn is None else number // 8) % len(kinds)  # each sort of turn by itself
+    allowed = _HIGH_FIRST[: _HIGH_FIRST.index(least) + 1]
+    order = (*kinds[first:], *kinds[:first])
+    return [(priority, kind) for priority in turn or _HIGH_FIRST if priority in allowed for kind in order]
+
+
+class Publishes:
+    """Counts what was published, for fetches that wait: each names the number up to which it has looked, so none
+    misses what came while it looked, and none takes another's wake-up."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._next = asyncio.Event()
+
+    def tell(self) -> None:
+        """Something was published."""
+        self.number += 1
+        waiting, self._next = self._next, asyncio.Event()
+        waiting.set()
+
+    async def after(self, number: int) -> None:
+        """Returns once more than ``number`` things were published."""
+        while self.number <= number:
+            await self._next.wait()
 
 
 class Delivery(Protocol):
@@ -80,10 +106,12 @@ class JobQueue(Protocol):
     async def publish(self, job: Job) -> bool:
         """Queues a job. False when it is queued or delivered and not acknowledged already: both are success."""
 
-    async def fetch(self, kinds: Sequence[str], timeout: float) -> Delivery | None:
-        """The next job of these kinds, high priority first, or None after ``timeout`` seconds. One fetch in eight
-        looks at low priority first and another one at normal, and the kinds take turns in being first: nothing is
-        ever starved."""
+    async def fetch(
+        self, kinds: Sequence[str], timeout: float, *, least: JobPriority = JobPriority.LOW
+    ) -> Delivery | None:
+        """The next job of these kinds and of at ``least`` this priority, high first, or None after ``timeout``
+        seconds. Of the fetches that ask for the same, one in eight looks at low priority first and another one at
+        normal, and the kinds take turns in being first: nothing is ever starved."""
 
     async def unfinished(self, group: str) -> AbstractSet[str]:
         """The ids of the group's jobs that are queued, or delivered and not acknowledged."""

@@ -1,11 +1,12 @@
 """Progress and "look again" hints on a lossy subject: nothing depends on one arriving.
 
-Whoever watches a thing reads its record, and reads it again on every hint and every few seconds.
+Whoever watches a thing reads its record, and reads it again on every hint and every few seconds. The latest hint
+of each unit may be remembered for a while, so that who comes later shows no less than who was there before.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,3 +34,7 @@ class ProgressBus(Protocol):
 
     def subscribe(self, kind: str, id_: str = "*") -> AbstractAsyncContextManager[AsyncIterator[Progress]]:
         """Hints of one thing, or of all of a kind, sent after the block was entered."""
+
+    def latest(self, kind: str) -> AsyncGenerator[Progress, None]:
+        """The latest hint of each unit of every thing of a kind, as far as they are remembered. Raises
+        Unavailable."""

@@ -6,15 +6,20 @@ it holds, and what is missing up to the owner's share is published: retries firs
 ends one before what begins one. So a crash leaves nothing to repair: whenever a session changes, its owner's next
 jobs follow. Rounds of one owner do not overlap, and whoever asks for one while one is waiting shares it: however
 many of an owner's sessions change at once, their records are read one round at a time.
+
+Since when a job has been in the queue is remembered here alone: a controller that starts counts from its start.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
+from datetime import datetime
 from weakref import WeakValueDictionary
 
+from services.common.clock import Clock
 from services.common.jobs import Job, JobPriority, JobQueue
 from services.common.state import owner_prefix
 from services.merge.domain import JobKind, Priority, Session, SessionState, Unit
@@ -30,14 +35,26 @@ class Admission:
     beside them. ``encode`` makes a job's payload."""
 
     def __init__(
-        self, sessions: Sessions, queue: JobQueue, *, encode: Callable[[MergeJob], bytes], per_owner: int
+        self,
+        sessions: Sessions,
+        queue: JobQueue,
+        *,
+        clock: Clock,
+        encode: Callable[[MergeJob], bytes],
+        per_owner: int,
     ) -> None:
         self._sessions = sessions
         self._queue = queue
+        self._clock = clock
         self._encode = encode
         self._per_owner = per_owner
         self._waiting: dict[str, asyncio.Task[None]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._seen: dict[str, dict[str, datetime]] = {}
+
+    def seen_since(self, owner: str, job_id: str) -> datetime | None:
+        """Since when the job has been seen in the queue, None when it was not at the owner's latest round."""
+        return self._seen.get(owner, {}).get(job_id)
 
     async def publish(self, owner: str) -> None:
         """Returns when all jobs that the owner may have in the queue, as the records are by now, are there. Raises
@@ -63,12 +80,19 @@ class Admission:
         group = owner_prefix(owner)
         # Asked before the records are read: a job that ends in between is unfinished in neither, so it is not
         # published again.
-        queued = await self._queue.unfinished(group)
+        queued = frozenset(await self._queue.unfinished(group))
         async with aclosing(self._sessions.list(group)) as entries:
             active = [entry.value async for entry in entries if entry.value.state is SessionState.ACTIVE]
         wanted = [job_for(session, unit, self._encode) for session, unit in in_order(active)]
-        for job in admitted(wanted, queued, self._per_owner):
+        chosen = admitted(wanted, queued, self._per_owner)
+        for job in chosen:
             await self._queue.publish(job)
+        self._remember(owner, queued.intersection(job.id for job in wanted).union(job.id for job in chosen))
+
+    def _remember(self, owner: str, queued: AbstractSet[str]) -> None:
+        before, now = self._seen.pop(owner, {}), self._clock()
+        if queued:
+            self._seen[owner] = {id_: before.get(id_, now) for id_ in queued}
 
 
 def in_order(sessions: Iterable[Session]) -> list[tuple[Session, Unit]]:

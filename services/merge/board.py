@@ -1,13 +1,14 @@
 """The progress board: the latest hint of each unit, kept in memory by every replica.
 
 Hints are lossy and records are written on transitions only, so between two transitions this is all that is
-known. Numbers never fall: a hint of an earlier attempt cannot take a player's progress back. How fast a worker
+known. Numbers never fall: a hint that comes late cannot take a player's progress back. How fast a worker
 is comes from the hints, too: frames between two hints of one unit, as a moving figure for each kind of work. And
 what uploads looked like when they were last seen, for when nobody can be asked.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import OrderedDict
@@ -33,7 +34,7 @@ class _Heard:
     fraction: float = 0.0
     done: int = 0
     total: int = 0
-    at: float = 0.0
+    at: float = -math.inf
 
 
 class ProgressBoard:
@@ -44,21 +45,33 @@ class ProgressBoard:
         self._sessions: OrderedDict[str, dict[str, _Heard]] = OrderedDict()
         self._uploads: OrderedDict[str, ClipUpload] = OrderedDict()
         self._speeds = dict(_SPEEDS)
-        self._busy: dict[tuple[str, str], float] = {}
+        self._busy: OrderedDict[tuple[str, str], float] = OrderedDict()  # the one heard of longest ago first
 
     def note(self, progress: Progress) -> None:
         """Takes a hint in."""
         if not progress.unit or progress.total <= 0:
             return
-        now, units = self._now(), self._sessions.setdefault(progress.id, {})
-        heard = units.setdefault(progress.unit, _Heard())
+        now, heard = self._now(), self._heard(progress)
         self._measure(_kind(progress.unit), heard, progress, now)
-        heard.fraction = max(heard.fraction, min(1.0, progress.done / progress.total))
-        heard.done, heard.total, heard.at = progress.done, progress.total, now
+        if (progress.done, progress.total) != (heard.done, heard.total):  # said again it is no step
+            heard.done, heard.total, heard.at = progress.done, progress.total, now
         self._busy[progress.id, progress.unit] = now
+        self._busy.move_to_end((progress.id, progress.unit))
+        self._forget_idle(now)
+
+    def recall(self, progress: Progress) -> None:
+        """Takes in a hint of before, of which nobody knows when it was."""
+        if progress.unit and progress.total > 0:
+            heard = self._heard(progress)
+            heard.total = heard.total or progress.total
+
+    def _heard(self, progress: Progress) -> _Heard:
+        heard = self._sessions.setdefault(progress.id, {}).setdefault(progress.unit, _Heard())
+        heard.fraction = max(heard.fraction, min(1.0, progress.done / progress.total))
         self._sessions.move_to_end(progress.id)
         while len(self._sessions) > _MAX_SESSIONS:
             self._sessions.popitem(last=False)
+        return heard
 
     def _measure(self, kind: str, heard: _Heard, progress: Progress, now: float) -> None:
         step, frames = now - heard.at, progress.done - heard.done
@@ -83,9 +96,12 @@ class ProgressBoard:
 
     def busy(self) -> int:
         """How many workers were heard of just now."""
-        since = self._now() - _BUSY_SECONDS
-        self._busy = {unit: at for unit, at in self._busy.items() if at >= since}
+        self._forget_idle(self._now())
         return len(self._busy)
+
+    def _forget_idle(self, now: float) -> None:
+        while self._busy and next(iter(self._busy.values())) < now - _BUSY_SECONDS:
+            self._busy.popitem(last=False)
 
     def see(self, upload: ClipUpload) -> None:
         """Remembers what an upload looks like. A late answer does not take back one that was made after it."""

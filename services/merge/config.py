@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.common.settings import CommonSettings
+from services.merge.media.limits import Limits
+from services.merge.timeline import LARGEST_CANVAS
+
+_AROUND_A_JOB_SECONDS = 120.0  # its files are fetched and stored, and the store may be away for a minute
 
 
 class MergeSettings(CommonSettings):
@@ -20,7 +24,15 @@ class MergeSettings(CommonSettings):
         ge=1,
         description="a longer clip is encoded in pieces of at most half of this, by several workers",
     )
-    worker_jobs: int = Field(1, ge=1, le=64, description="jobs a worker does at once")
+    worker_jobs: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="jobs a worker does at once, probes apart; one more while all of these are of low priority",
+    )
+    worker_probes: int = Field(
+        1, ge=0, le=64, description="probes a worker does beside its jobs; 0: they are among these"
+    )
     worker_threads: int = Field(1, ge=1, le=64, description="threads of each decoder and encoder")
     worker_sandbox: Literal["required", "if_possible"] = Field(
         "required",
@@ -36,6 +48,9 @@ class MergeSettings(CommonSettings):
         300.0,
         ge=1,
         description="time limit of a media job, more above 1280x720; its CPU limit is that for each thread",
+    )
+    probe_seconds: float = Field(
+        30.0, ge=1, description="time limit of a probe, and for each thread its CPU limit"
     )
     job_output_mib: int = Field(4096, ge=1, description="largest file a media job may write")
     max_clip_seconds: float = Field(60.0, gt=0, description="the longest clip that is taken")
@@ -57,7 +72,9 @@ class MergeSettings(CommonSettings):
         10_800.0, gt=0, description="how long a job may wait for a worker until its session fails"
     )
     claim_timeout_seconds: float = Field(
-        900.0, gt=0, description="how long a worker may hold a job until it is taken from it"
+        1_500.0,
+        gt=0,
+        description="how long a worker may hold a job until that is taken away: 120 more than the longest may run",
     )
     jobs_per_owner: int = Field(
         8, ge=1, description="jobs of one player in the queue at once, and as many of low priority beside them"
@@ -73,3 +90,14 @@ class MergeSettings(CommonSettings):
     def scratch_dir(self) -> Path:
         """Beside the objects by default, so that a finished file gets there by a rename."""
         return self.worker_scratch_dir or self.data_dir / "scratch"
+
+    @model_validator(mode="after")
+    def _a_job_ends_before_it_is_taken_away(self) -> MergeSettings:
+        """Else a clip that takes too long is three workers lost instead of one time_exceeded."""
+        longest = Limits(wall_seconds=self.job_seconds).for_canvas(LARGEST_CANVAS).wall_seconds
+        if self.claim_timeout_seconds < longest + _AROUND_A_JOB_SECONDS:
+            raise ValueError(
+                f"claim_timeout_seconds must be at least {longest + _AROUND_A_JOB_SECONDS:g}: a job may run for"
+                f" {longest:g} seconds (job_seconds, and the largest picture)"
+            )
+        return self

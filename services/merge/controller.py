@@ -15,6 +15,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -91,7 +92,7 @@ class MergeController:
         self._deadlines = deadlines or Deadlines()
         self._sweep_seconds = sweep_seconds
         self._replacer = ClipReplacer(sessions, uploads, clock=clock, upload_seconds=self._timing.upload_seconds)
-        self._admission = Admission(sessions, queue, encode=encode, per_owner=jobs_per_owner)
+        self._admission = Admission(sessions, queue, clock=clock, encode=encode, per_owner=jobs_per_owner)
         self._asked: dict[str, int] = {}  # in which sweep the upload service was last asked for a session
         self._sweeps = 0
 
@@ -163,8 +164,16 @@ class MergeController:
     async def listen(self) -> None:
         """Keeps the progress board, for ever."""
         async with self._progress.subscribe(KIND) as hints:
+            with suppress(ServiceError):  # it was read at the start; this is for what came in between
+                await self.recall()
             async for hint in hints:
                 self._board.note(hint)
+
+    async def recall(self) -> None:
+        """Puts on the progress board what the controllers before this one had heard. Raises Unavailable."""
+        async with aclosing(self._progress.latest(KIND)) as hints:
+            async for hint in hints:
+                self._board.recall(hint)
 
     async def _reconcile_or_retry(self, key: str, *, ask: bool = True, publish: bool = True) -> float | None:
         try:
@@ -238,16 +247,20 @@ class MergeController:
 
     def _planned(self, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
         now = self._clock()
-        in_time = enforce(session, now, self._deadlines)
+        in_time = enforce(
+            session,
+            now,
+            self._deadlines,
+            lambda unit: self._admission.seen_since(session.owner, unit.ref.job_id(session.id)),
+        )
         processing = timedelta(seconds=self._timing.processing_seconds)
         planned = plan(in_time, uploads, now, processing, whole_seconds=self._whole_seconds)
-        ends = planned.state is SessionState.FAILED and session.state is SessionState.ACTIVE
-        if ends or planned.copy_refused != session.copy_refused:
-            seen = reached(session, self._seen(session), self._board.fraction)
-            planned = replace(planned, reached=seen.reached)
-        if planned.uploads_ready or planned.state is not SessionState.ACTIVE:
+        if not planned.uploads_ready and planned.state is SessionState.ACTIVE:
+            planned = replace(planned, uploads_ready=True)
+        if planned is session or session.state is not SessionState.ACTIVE:
             return planned
-        return replace(planned, uploads_ready=True)
+        seen = reached(session, self._seen(session), self._board.fraction)
+        return replace(planned, reached=seen.reached)
 
     def _seen(self, session: Session) -> Mapping[str, ClipUpload]:
         seen = (self._board.seen(clip.upload_id) for clip in session.clips)

@@ -81,6 +81,7 @@ class StaleClaim(Exception):
 
 WHOLE_SESSION = -1
 COPY_REFUSED = "copy_refused"  # error type of a merge whose copy is not to be tried again
+STORAGE_UNAVAILABLE = "storage_unavailable"  # error type of an attempt that the object store stood in the way of
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +176,15 @@ class UnitRef:
 
     @property
     def name(self) -> str:
-        """The unit's name in progress hints: what was heard of a replaced clip says nothing of its successor."""
+        """The unit's name: that of a replaced clip's is another than its successor's."""
         name = unit_name(self.kind, self.clip_index, self.chunk)
         return f"{name}-{self.generation}" if self.generation else name
+
+    @property
+    def heard_as(self) -> str:
+        """The attempt's name in progress hints: how far one came says nothing of the next, which may do other work
+        (encode what the one before copied)."""
+        return f"{self.name}-a{self.attempt}" if self.attempt > 1 else self.name
 
     def job_id(self, session_id: str) -> str:
         """``<session>-<unit>-<generation>-<attempt>``: each attempt is a job of its own, so a retry is never
@@ -188,9 +195,10 @@ class UnitRef:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit of work and its current attempt (from 1). ``superseded`` attempts were replaced without having
-    failed. A long clip is normalised by a unit for each ``chunk``: frames ``first_frame`` up to and without
-    ``end_frame``, which is 0 for the last one (and for the only one of a short clip)."""
+    """A unit of work and its current attempt (from 1), which was claimed so many times without being given back:
+    ``deliveries``. ``superseded`` attempts were replaced without having failed. A long clip is normalised by a
+    unit for each ``chunk``: frames ``first_frame`` up to and without ``end_frame``, which is 0 for the last one
+    (and for the only one of a short clip)."""
 
     kind: JobKind
     clip_index: int
@@ -236,7 +244,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far a session had come when it ended without a video, in percent; ``clips`` in order."""
+    """How far a session had come when the controller last wrote it, in percent; ``clips`` in order."""
 
     overall: float
     merge: float

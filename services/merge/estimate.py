@@ -50,7 +50,7 @@ def _frames_left(session: Session, clip: Clip, pace: Pace) -> list[float]:
         return [0.0]
     units = session.normalising(clip.index)
     frames = _frames(session, clip, pace) / max(1, len(units))
-    left = [0.0 if u.state is UnitState.DONE else 1.0 - pace.fraction(session.id, u.name) for u in units]
+    left = [0.0 if u.state is UnitState.DONE else 1.0 - pace.fraction(session.id, u.ref.heard_as) for u in units]
     return [frames * share for share in left or [1.0]]
 
 
@@ -59,7 +59,7 @@ def _merging(session: Session, pace: Pace) -> float:
         return 0.0
     frames = sum(_frames(session, clip, pace) for clip in session.clips)
     unit = session.unit(JobKind.MERGE)
-    done = pace.fraction(session.id, unit.name) if unit is not None else 0.0
+    done = pace.fraction(session.id, unit.ref.heard_as) if unit is not None else 0.0
     return frames * _MERGE_PASSES * (1.0 - done) / pace.speed("merge")
 
 
@@ -69,7 +69,7 @@ def _frames(session: Session, clip: Clip, pace: Pace) -> float:
     if made:
         return float(sum(sum(outcome.frames) for outcome in made))
     units = session.normalising(clip.index)
-    told = pace.frames(session.id, units[0].name) if len(units) == 1 else None
+    told = pace.frames(session.id, units[0].ref.heard_as) if len(units) == 1 else None
     if told is not None:
         return float(told)
     probed = session.done(JobKind.PROBE, clip.index)

@@ -9,7 +9,9 @@ from services.common.jobs import Job, JobPriority
 from services.common.state import owner_prefix
 from services.merge.domain import JobKind, Priority, Session, Unit, UnitRef
 
-KINDS = tuple(kind.removeprefix("JOB_KIND_").lower() for kind in (JobKind.MERGE, JobKind.NORMALISE, JobKind.PROBE))
+ENCODES = tuple(kind.removeprefix("JOB_KIND_").lower() for kind in (JobKind.MERGE, JobKind.NORMALISE))
+PROBES = (JobKind.PROBE.removeprefix("JOB_KIND_").lower(),)
+KINDS = (*ENCODES, *PROBES)
 """The queue's kinds, what ends a session first; they take turns in being looked at first."""
 
 _PRIORITIES = {

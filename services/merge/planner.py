@@ -19,6 +19,7 @@ from enum import StrEnum
 from services.merge.delivery import PlanAction, clip_plans, is_copied
 from services.merge.domain import (
     COPY_REFUSED,
+    STORAGE_UNAVAILABLE,
     WHOLE_SESSION,
     Clip,
     Failure,
@@ -35,6 +36,7 @@ from services.merge.transitions import fail, next_attempt, supersede, with_unit,
 
 MAX_ATTEMPTS = 3
 PROCESSING = timedelta(hours=1)
+_MOST_CHUNKS = 1_000  # whatever a probe says: each is a unit of the record
 
 
 class UploadStatus(StrEnum):
@@ -119,11 +121,17 @@ def _take_in_uploads(
 
 
 def _take_back_copy(session: Session) -> Session:
-    """A copy that did not stand its verification: the clips are encoded instead."""
+    """A copy that did not stand its verification, or failed in all its attempts: the clips are encoded instead.
+    Encoding reads them in another way, so it may well do what copying could not; no way leads around the store."""
     merge = session.unit(JobKind.MERGE)
-    if merge is None or merge.error_type != COPY_REFUSED or session.copy_refused:
+    if merge is None or merge.state is not UnitState.FAILED or session.copy_refused:
         return session
-    return replace(session, copy_refused=merge.error_message)
+    spent = merge.retryable and not _may_retry(session, merge)
+    if spent and is_copied(session) and merge.error_type != STORAGE_UNAVAILABLE:
+        merge = replace(merge, error_type=COPY_REFUSED, retryable=False)
+    if not _was_copy(merge):
+        return session
+    return replace(with_unit(session, merge), copy_refused=merge.error_message)
 
 
 def _forget_replaced(session: Session) -> Session:
@@ -264,7 +272,7 @@ def chunks(seconds: float, whole_seconds: float) -> list[tuple[int, int]]:
     """The frames, first and end, of the pieces that a clip of so many seconds is encoded in: one up to
     ``whole_seconds``, else of at most half of that, all equally long. The last one's end is 0: how many frames a
     clip really has is known once it is decoded to its end."""
-    count = 1 if seconds <= whole_seconds else math.ceil(2 * seconds / whole_seconds)
+    count = 1 if seconds <= whole_seconds else min(_MOST_CHUNKS, math.ceil(2 * seconds / whole_seconds))
     starts = [round(seconds * FPS * i / count) for i in range(count)]
     return list(zip(starts, [*starts[1:], 0], strict=True))
 
@@ -291,5 +299,6 @@ def _with_merge(session: Session, now: datetime) -> Session:
             session, Unit(JobKind.MERGE, WHOLE_SESSION, now, generation=generation, priority=session.priority)
         )
     if unit.state is UnitState.FAILED and _was_copy(unit):
-        return with_unit(session, supersede(unit, session.priority, now))
+        # What the copy tried does not count among the attempts to encode.
+        return with_unit(session, replace(supersede(unit, session.priority, now), superseded=unit.attempt))
     return session

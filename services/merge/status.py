@@ -74,12 +74,12 @@ Fraction = Callable[[str, str], float]
 def view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction) -> SessionView:
     """The session's status. ``fraction(session id, unit name)`` is the progress board's.
 
-    One that failed or was cancelled stays where it was, whatever is still known of its uploads and hints; one that
-    is encoded because its copy was refused does until it is there again.
+    It stays where it was according to its record, whatever is still known of its uploads and hints: when it failed
+    or was cancelled, when something is tried again, and when others ask that have not heard the same.
     """
     seen = _view(session, uploads, fraction)
-    stays = session.state in (SessionState.FAILED, SessionState.CANCELLED) or bool(session.copy_refused)
-    if not stays or session.reached is None or len(session.reached.clips) != len(seen.clips):
+    there = session.state is SessionState.COMPLETED
+    if there or session.reached is None or len(session.reached.clips) != len(seen.clips):
         return seen
     floors = zip(seen.clips, session.reached.clips, strict=True)
     return replace(
@@ -91,7 +91,7 @@ def view(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction
 
 
 def reached(session: Session, uploads: Mapping[str, ClipUpload], fraction: Fraction) -> Session:
-    """The session with how far it has come written down: for the moment it ends without a video."""
+    """The session with how far it has come written down, which is never less than before."""
     seen = view(session, uploads, fraction)
     clips = tuple(clip.percent for clip in seen.clips)
     return replace(session, reached=Reached(seen.overall_percent, seen.merge_percent, clips))
@@ -182,7 +182,7 @@ def _done(session: Session, kind: JobKind, clip_index: int, fraction: Fraction) 
 
 
 def _part(session: Session, unit: Unit, fraction: Fraction) -> float:
-    return 1.0 if unit.state is UnitState.DONE else fraction(session.id, unit.name)
+    return 1.0 if unit.state is UnitState.DONE else fraction(session.id, unit.ref.heard_as)
 
 
 def _percent(value: float) -> float:

@@ -50,6 +50,9 @@ class Canvas:
     height: int
 
 
+LARGEST_CANVAS = Canvas(1920, 1920)  # that the contract takes
+
+
 @dataclass(frozen=True, slots=True)
 class Coded:
     """A clip's video as it is coded, without decoding it: what decides whether its packets can be copied.

@@ -37,11 +37,31 @@ def without_units(session: Session, unwanted: Callable[[Unit], bool]) -> Session
     return replace(session, units=tuple(unit for unit in session.units if not unwanted(unit)))
 
 
-def claim(session: Session, ref: UnitRef, token: str, deliveries: int, now: datetime) -> Session:
-    """A worker takes an attempt. Raises StaleClaim when there is nothing (more) to do."""
+def claim(session: Session, ref: UnitRef, token: str, now: datetime) -> Session:
+    """A worker takes an attempt; saying it again changes nothing. Raises StaleClaim when there is nothing (more)
+    to do."""
     unit = _current(session, ref)
-    taken = replace(unit, state=UnitState.CLAIMED, claim_token=token, claimed_at=now, deliveries=deliveries)
+    if unit.claim_token == token:
+        return session
+    taken = replace(
+        unit, state=UnitState.CLAIMED, claim_token=token, claimed_at=now, deliveries=unit.deliveries + 1
+    )
     return with_unit(replace(session, updated_at=now), taken)
+
+
+def give_back(session: Session, ref: UnitRef, token: str, now: datetime) -> Session:
+    """The worker that claimed the attempt does not go on with it, through no fault of the job's: as if it had
+    never been claimed. Raises StaleClaim when another claim counts."""
+    unit = _claimed(session, ref, token)
+    waiting = replace(
+        unit,
+        state=UnitState.QUEUED,
+        claim_token="",
+        claimed_at=None,
+        queued_at=now,
+        deliveries=unit.deliveries - 1,
+    )
+    return with_unit(replace(session, updated_at=now), waiting)
 
 
 def holds_claim(session: Session, ref: UnitRef, token: str) -> bool:

@@ -47,7 +47,7 @@ from services.merge.media.runner import MediaRunner
 from services.merge.ports import Media, Uploads
 from services.merge.removal import VideoRemover
 from services.merge.scratch import Scratch
-from services.merge.service import MergeSessions, Timing
+from services.merge.service import KIND, MergeSessions, Timing
 from services.merge.videos import MergedVideos
 from services.merge.work import MergeWork
 from services.merge.worker import MergeWorker
@@ -100,6 +100,7 @@ async def build_controller(
             stack.push_async_callback(channel.close)
             uploads = UploadClient(channel)
         board, progress = ProgressBoard(), NatsProgressBus(nats)
+        await progress.remember(KIND, replicas=settings.nats_replicas)
         objects = await stack.enter_async_context(open_objects(settings))
         remover = VideoRemover(videos, objects)
         timing = Timing(settings.upload_timeout_seconds, settings.processing_timeout_seconds)
@@ -132,6 +133,7 @@ async def build_controller(
             sweep_seconds=settings.sweep_seconds,
             jobs_per_owner=settings.jobs_per_owner,
         )
+        await controller.recall()  # before it serves: no status shows less than the controller before this one did
         # The upload service makes its own bucket; whoever comes first makes it the same way.
         await JetStreamStateStore(nats, "uploads", UploadEvents(), replicas=settings.nats_replicas).ensure()
         upload_feed = JetStreamChangeFeed(nats, "uploads", "merge-controller", UploadEvents())
@@ -218,7 +220,8 @@ async def build_worker(
                 limits,
                 settings.worker_threads,
                 even_loudness=settings.merge_even_loudness,
-                spare=settings.worker_jobs,
+                spare=settings.worker_jobs + settings.worker_probes,
+                probe_seconds=settings.probe_seconds,
             )
             stack.push_async_callback(own.close)
             await own.warm()
@@ -227,10 +230,11 @@ async def build_worker(
             await _sessions(nats, settings),
             await _queue(nats, settings),
             NatsProgressBus(nats),
-            MergeWork(objects, runner, scratch),
+            MergeWork(objects, runner, scratch, limits=limits),
             clock=clock,
             decode=JOBS.decode,
             jobs_at_once=settings.worker_jobs,
+            probes_at_once=settings.worker_probes,
         )
         server = GrpcServer(
             settings,

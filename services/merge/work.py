@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from services.common.errors import NotFound
+from services.common.errors import NotFound, Unavailable
 from services.common.objects import ObjectStore
 from services.merge.delivery import is_copied
 from services.merge.domain import Clip, JobKind, Outcome, Session, UnitRef, folder_of
 from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.limits import Limits
+from services.merge.patience import Patience
 from services.merge.ports import Media, OnProgress
+from services.merge.results import believed_clip, believed_frames, believed_video
 from services.merge.scratch import Scratch
 from services.merge.sidecars import make_sidecars
 from services.merge.timeline import ClipInfo, CutClip, MergedFile, Piece
@@ -24,17 +28,27 @@ from services.merge.timeline import ClipInfo, CutClip, MergedFile, Piece
 class MergeWork:
     """The three kinds of work, on files of this machine."""
 
-    def __init__(self, objects: ObjectStore, media: Media, scratch: Scratch) -> None:
+    def __init__(
+        self,
+        objects: ObjectStore,
+        media: Media,
+        scratch: Scratch,
+        *,
+        limits: Limits | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self._objects = objects
         self._media = media
         self._scratch = scratch
+        self._limits = limits or Limits()
+        self._patience = patience or Patience()
 
     async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
-        """Does the unit. Raises MediaError; Unavailable and ResourceExhausted of the object store."""
+        """Does the unit. Raises MediaError, also for an object store that stays full or away."""
         async with self._scratch.folder() as folder:
             if ref.kind is JobKind.PROBE:
                 source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
-                return Outcome(clip=await self._media.probe(source))
+                return Outcome(clip=believed_clip(await self._media.probe(source), self._limits))
             if ref.kind is JobKind.NORMALISE:
                 return await self._normalise(session, ref, token, folder, on_progress)
             if is_copied(session):
@@ -54,6 +68,7 @@ class MergeWork:
         source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
         piece = _piece(session, ref)
         clip = await self._media.normalise(source, target, session.canvas, session.quality, on_progress, piece)
+        clip = believed_frames(clip, self._limits)
         key = f"merges/{session.id}/{ref.name}-{token}.mov"
         await self._store(key, target)
         return Outcome(object_key=key, size=clip.size, sha256=clip.sha256, frames=(clip.frames,))
@@ -93,6 +108,7 @@ class MergeWork:
 
     async def _finished(self, session: Session, token: str, video: Path, merged: MergedFile) -> Outcome:
         """Stores a merged video and what lies beside it, in a folder of this claim's."""
+        merged = believed_video(merged, len(session.clips), self._limits)
         prefix = f"{folder_of(session.id)}{token}/"
         sidecars, files = await make_sidecars(self._media, video, merged.frames, prefix)
         key = f"{prefix}video.mp4"
@@ -115,11 +131,15 @@ class MergeWork:
                 await self._store(key, file)
                 stored.append(key)
         except BaseException:
-            for key in stored:
-                await self._objects.delete(key)
+            with suppress(Unavailable):  # it goes with the session
+                for key in stored:
+                    await self._objects.delete(key)
             raise
 
     async def _store(self, key: str, file: Path) -> None:
+        await self._patience(lambda: self._put(key, file))
+
+    async def _put(self, key: str, file: Path) -> None:
         """Stores a file. Cancelled, it leaves none: it may be there already, or appear from a thread that nothing
         can stop, and after its session was cleaned up it would stay for ever."""
         storing = asyncio.ensure_future(self._objects.put_file(key, file))
@@ -136,12 +156,15 @@ class MergeWork:
         if local is not None:
             return local
         try:
-            with target.open("wb") as file:
-                async for piece in self._objects.read(key):
-                    await asyncio.to_thread(file.write, piece)
+            await self._patience(lambda: self._read(key, target))
         except NotFound:
             raise MediaError(ErrorType.SOURCE_MISSING, "the clip's file is gone") from None
         return target
+
+    async def _read(self, key: str, target: Path) -> None:
+        with target.open("wb") as file:
+            async for piece in self._objects.read(key):
+                await asyncio.to_thread(file.write, piece)
 
 
 def _probed(session: Session, clip_index: int) -> ClipInfo:

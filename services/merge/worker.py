@@ -2,9 +2,9 @@
 
 What makes a job take effect exactly once is the record, not the queue. The worker claims the attempt by
 compare-and-set with a fresh token, writes its file under a key that holds the token, and its result counts
-only if its token is still the current one; otherwise it deletes its file. It acknowledges last, and only what
-it has finished: JetStream's acknowledgements are not fenced, so one that comes late would take the job away
-from whoever works on it now.
+only if its token is still the current one; otherwise it deletes its file. When it stops it takes its claims back,
+so those that are left are of workers that died. It acknowledges last, and only what it has finished: JetStream's
+acknowledgements are not fenced, so one that comes late would take the job away from whoever works on it now.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from services.common.clock import Clock
@@ -22,22 +22,27 @@ from services.common.jobs import Delivery, JobQueue
 from services.common.progress import Progress, ProgressBus
 from services.common.state import mutate, owned_key
 from services.merge.domain import Outcome, Session, StaleClaim, UnitRef
-from services.merge.jobs import KINDS, MergeJob
+from services.merge.hints import telling
+from services.merge.jobs import MergeJob
+from services.merge.lanes import Lanes
 from services.merge.media.errors import ErrorType, MediaError
-from services.merge.ports import OnProgress, Sessions
+from services.merge.ports import Sessions
 from services.merge.service import KIND
-from services.merge.transitions import claim, finish, give_up, holds_claim
+from services.merge.transitions import claim, finish, give_back, give_up, holds_claim
 from services.merge.work import MergeWork
 
 log = logging.getLogger(__name__)
 
-MAX_DELIVERIES = 5
-_HINT_SECONDS = 0.25
+MAX_DELIVERIES = 5  # of a job that no worker can read
+MAX_CLAIMS = 5  # of an attempt, by workers that did not come back
+_AWAY_SECONDS = 2.0  # until a job is delivered again that wanted something which was away
+_GIVE_BACK_SECONDS = 2.0
 _LOOK_SECONDS = 1.0  # a cancelled job stops within two, even if the hint of it was lost
 
 
 class MergeWorker:
-    """Works on ``jobs_at_once`` jobs. ``decode`` reads a job's payload."""
+    """Works on ``jobs_at_once`` jobs and ``probes_at_once`` probes beside them (:mod:`services.merge.lanes`).
+    ``decode`` reads a job's payload."""
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class MergeWorker:
         clock: Clock,
         decode: Callable[[bytes], MergeJob],
         jobs_at_once: int = 1,
+        probes_at_once: int = 0,
     ) -> None:
         self._sessions = sessions
         self._queue = queue
@@ -56,23 +62,11 @@ class MergeWorker:
         self._work = work
         self._clock = clock
         self._decode = decode
-        self._jobs_at_once = jobs_at_once
+        self._lanes = Lanes(queue, self._handle, jobs_at_once=jobs_at_once, probes_at_once=probes_at_once)
 
     async def run(self) -> None:
         """Works for ever. When cancelled it gives its jobs back at once."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._jobs_at_once):
-                group.create_task(self._slot())
-
-    async def _slot(self) -> None:
-        while True:
-            try:
-                delivery = await self._queue.fetch(KINDS, 30.0)
-                if delivery is not None:
-                    await self._handle(delivery)
-            except ServiceError as error:
-                log.info("no work: %s", error)
-                await asyncio.sleep(1)
+        await self._lanes.run()
 
     async def _handle(self, delivery: Delivery) -> None:
         """Does one job. A ServiceError leaves it to be delivered again."""
@@ -91,38 +85,53 @@ class MergeWorker:
         except asyncio.CancelledError:
             await delivery.release()
             raise
+        except ServiceError as error:
+            log.info("job given back: %s", error, extra={"data": {"job": delivery.job.id}})
+            await delivery.release(_AWAY_SECONDS)
 
     async def _do(self, job: MergeJob, delivery: Delivery) -> None:
-        key, token = owned_key(job.owner, job.session_id), uuid.uuid4().hex
+        task = _Task(job)
         try:
-            entry = await mutate(
-                self._sessions, key, lambda s: claim(s, job.ref, token, delivery.count, self._clock())
-            )
-        except StaleClaim:
-            entry = None  # done, given up or not current: nothing is left to do
-        if entry is None:
-            await delivery.ack()
-            return
-        await self._progress.publish(Progress(KIND, job.session_id))
-        task = _Task(job, token, key)
-        try:
-            if delivery.count > MAX_DELIVERIES:
-                raise MediaError(ErrorType.WORKER_LOST, "workers that took this job did not come back")
-            outcome = await self._guarded(task, delivery, self._work_on(task, entry.value))
-            if not await self._finish(task, outcome):
-                return
-        except MediaError as error:
-            await self._give_up(task, error.error_type, error.message, retryable=error.retryable)
+            done = await self._claim_and_work(task, delivery)
         except _ClaimLost:
             log.info("claim lost", extra={"data": {"job": delivery.job.id}})
             return
-        except ServiceError:
+        except (ServiceError, asyncio.CancelledError):
+            await self._give_back(task)
+            raise
+        if done:
+            await delivery.ack()
+            await self._progress.publish(Progress(KIND, job.session_id))
+
+    async def _claim_and_work(self, task: _Task, delivery: Delivery) -> bool:
+        """Whether the job is to be acknowledged: there is nothing left to do."""
+        try:
+            entry = await mutate(self._sessions, task.key, lambda s: claim(s, task.ref, task.token, self._clock()))
+        except StaleClaim:
+            entry = None  # done, given up or not current
+        if entry is None:
+            return True
+        await self._progress.publish(Progress(KIND, task.job.session_id))
+        try:
+            if _claims(entry.value, task.ref) > MAX_CLAIMS:
+                raise MediaError(ErrorType.WORKER_LOST, "workers that took this job did not come back")
+            outcome = await self._guarded(task, delivery, self._work_on(task, entry.value))
+            return await self._finish(task, outcome)
+        except MediaError as error:
+            await self._give_up(task, error.error_type, error.message, retryable=error.retryable)
+        except (ServiceError, _ClaimLost):
             raise
         except Exception:
             log.exception("job failed", extra={"data": {"job": delivery.job.id}})
             await self._give_up(task, ErrorType.WORKER_FAILED, "the worker failed", retryable=True)
-        await delivery.ack()
-        await self._progress.publish(Progress(KIND, job.session_id))
+        return True
+
+    async def _give_back(self, task: _Task) -> None:
+        """A worker that stops, or cannot reach what it needs, has not died of the job: its claim does not
+        count."""
+        with suppress(StaleClaim, ServiceError, TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK_SECONDS):
+                await mutate(self._sessions, task.key, lambda s: give_back(s, task.ref, task.token, self._clock()))
 
     async def _guarded(self, task: _Task, delivery: Delivery, work: Coroutine[Any, Any, Outcome]) -> Outcome:
         """Runs the work while the claim counts, and keeps the job meanwhile. Raises _ClaimLost."""
@@ -159,7 +168,7 @@ class MergeWorker:
                 await asyncio.gather(listening, return_exceptions=True)
 
     async def _work_on(self, task: _Task, session: Session) -> Outcome:
-        async with self._hints(task) as on_progress:
+        async with telling(self._progress, task.job.session_id, task.ref) as on_progress:
             return await self._work.do(session, task.ref, task.token, on_progress)
 
     async def _finish(self, task: _Task, outcome: Outcome) -> bool:
@@ -185,34 +194,14 @@ class MergeWorker:
             )
             log.info("job given up", extra={"data": {"unit": task.unit, "error": error_type, "why": message}})
 
-    @asynccontextmanager
-    async def _hints(self, task: _Task) -> AsyncIterator[OnProgress]:
-        """Sends progress hints, the latest four times a second."""
-        latest: list[tuple[int, int]] = []
-
-        async def send() -> None:
-            while True:
-                await asyncio.sleep(_HINT_SECONDS)
-                if latest:
-                    done, total = latest.pop()
-                    latest.clear()
-                    await self._progress.publish(Progress(KIND, task.job.session_id, task.unit, done, total))
-
-        sending = asyncio.create_task(send())
-        try:
-            yield lambda done, total: latest.append((done, total))
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-
 
 class _Task:
-    """A claimed job: its unit, its token and its session's key."""
+    """A job, the token to claim it with, and its session's key."""
 
-    def __init__(self, job: MergeJob, token: str, key: str) -> None:
+    def __init__(self, job: MergeJob) -> None:
         self.job = job
-        self.token = token
-        self.key = key
+        self.token = uuid.uuid4().hex
+        self.key = owned_key(job.owner, job.session_id)
 
     @property
     def ref(self) -> UnitRef:
@@ -225,6 +214,12 @@ class _Task:
 
 class _ClaimLost(Exception):
     """Another claim counts, or the session ended."""
+
+
+def _claims(session: Session, ref: UnitRef) -> int:
+    """How often the attempt was claimed by workers that did not give it back, the latest included."""
+    unit = session.unit(ref.kind, ref.clip_index, ref.chunk)
+    return 0 if unit is None else unit.deliveries
 
 
 async def _set_on_change(hints: AsyncIterator[Progress], changed: asyncio.Event) -> None:

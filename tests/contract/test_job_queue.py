@@ -12,7 +12,7 @@ from nats.aio.client import Client
 
 from services.common.adapters.jetstream_jobs import JetStreamJobQueue
 from services.common.adapters.memory import MemoryJobQueue
-from services.common.jobs import Delivery, Job, JobPriority, JobQueue
+from services.common.jobs import Delivery, Job, JobPriority, JobQueue, Publishes, order_of_fetch
 from tests.contract.no_leader import without_leader
 
 KINDS = ("probe", "merge")
@@ -139,6 +139,73 @@ async def test_a_backlog_of_one_kind_does_not_keep_the_others_waiting(queue: Job
     await queue.publish(job("probe"))
     fetched = [await queue.fetch(("merge", "probe"), 5) for _ in range(3)]
     assert "probe" in [delivery.job.id for delivery in fetched if delivery is not None]
+
+
+async def test_low_is_not_starved_in_any_of_two_lanes(queue: JobQueue) -> None:
+    for n in range(1000 if isinstance(queue, MemoryJobQueue) else 20):
+        for kind in KINDS:
+            await queue.publish(job(f"low-{kind}{n}", JobPriority.LOW, kind))
+    for n in range(20):
+        for kind in KINDS:
+            await queue.publish(job(f"normal-{kind}{n}", kind=kind))
+    fetched = []
+    for _ in range(16):
+        for kind in KINDS:  # they take turns, as two lanes of one worker do
+            delivery = await queue.fetch((kind,), 5)
+            assert delivery is not None
+            fetched.append(delivery.job.id.rstrip("0123456789"))
+    for kind in KINDS:
+        assert fetched.count(f"low-{kind}") == 2
+        assert fetched.count(f"normal-{kind}") == 14
+
+
+async def test_a_fetch_for_what_is_urgent_leaves_the_rest(queue: JobQueue) -> None:
+    await queue.publish(job("low", JobPriority.LOW))
+    for _ in range(9):
+        assert await queue.fetch(KINDS, 0, least=JobPriority.NORMAL) is None
+    waiting = asyncio.create_task(queue.fetch(KINDS, 20, least=JobPriority.NORMAL))
+    await queue.publish(job("normal"))
+    await queue.publish(job("high", JobPriority.HIGH))
+    first = await waiting
+    second = await queue.fetch(KINDS, 5, least=JobPriority.NORMAL)
+    assert first is not None
+    assert second is not None
+    assert {first.job.id, second.job.id} == {"normal", "high"}
+    last = await queue.fetch(KINDS, 5)
+    assert last is not None
+    assert last.job.id == "low"
+
+
+async def test_of_two_that_wait_for_different_kinds_the_right_one_is_woken_at_once(queue: JobQueue) -> None:
+    waiting = {kind: asyncio.create_task(queue.fetch((kind,), 20)) for kind in KINDS}
+    assert await queue.fetch(KINDS, 0.05) is None  # by now they are waiting
+    for kind in reversed(KINDS):
+        started = time.monotonic()
+        await queue.publish(job(f"of-{kind}", kind=kind))
+        delivery = await waiting[kind]
+        assert delivery is not None
+        assert delivery.job.id == f"of-{kind}"
+        assert time.monotonic() - started < 0.9, "woken by the publish, not by the next look"
+
+
+async def test_who_looked_before_a_publish_is_woken_though_others_have_looked_since() -> None:
+    publishes = Publishes()
+    mine = publishes.number
+    publishes.tell()
+    others = publishes.number
+    async with asyncio.timeout(5):
+        await publishes.after(mine)
+    waiting = [asyncio.create_task(publishes.after(others)) for _ in range(2)]
+    await asyncio.sleep(0)
+    publishes.tell()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize("kinds", [("a",), ("a", "b"), ("a", "b", "c"), ("a", "b", "c", "d")])
+def test_at_each_priority_every_kind_is_first_in_its_turn(kinds: tuple[str, ...]) -> None:
+    firsts = {order_of_fetch(number, kinds)[0] for number in range(1, 8 * len(kinds) + 1)}
+    assert firsts == {(priority, kind) for priority in JobPriority for kind in kinds}
 
 
 async def test_a_groups_unfinished_jobs_are_known_until_they_are_acknowledged(queue: JobQueue) -> None:

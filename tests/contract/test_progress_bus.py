@@ -20,7 +20,10 @@ BUFFER = 256  # hints that a receiver who does not read keeps
 
 @pytest.fixture(params=["memory", "nats"])
 async def bus(request: pytest.FixtureRequest, nats_client: Client) -> ProgressBus:
-    return MemoryProgressBus() if request.param == "memory" else NatsProgressBus(nats_client)
+    if request.param == "memory":
+        return MemoryProgressBus()
+    await (bus := NatsProgressBus(nats_client)).remember("merge")
+    return bus
 
 
 async def _next(hints: AsyncIterator[Progress]) -> Progress:
@@ -79,6 +82,21 @@ async def test_a_slow_reader_loses_the_oldest_and_holds_up_nobody(bus: ProgressB
         assert [await _next(slow) for _ in range(BUFFER)] == sent[100:]
 
 
+async def test_the_latest_hint_of_each_unit_is_remembered_for_who_comes_later(bus: ProgressBus) -> None:
+    last = [
+        Progress("merge", f"s{n}", unit, 70 + n, 90) for n in range(300) for unit in ("normalise0-a2", "merge")
+    ]
+    async with bus.subscribe("merge") as hints:
+        for progress in (Progress("merge", "s1", "merge", 1, 90), Progress("merge", "s1"), *last):
+            await bus.publish(progress)
+        await bus.publish(Progress("merge", "end"))
+        while await _next(hints) != Progress("merge", "end"):
+            pass
+    found = [hint async for hint in bus.latest("merge")]
+    assert sorted(found, key=str) == sorted(last, key=str)
+    assert [hint async for hint in bus.latest("upload")] == []
+
+
 @pytest.mark.parametrize(
     "ids", [("", "one"), ("a b", "c\r\nPUB x 0"), ("merge", ""), ("*", ">"), ("\ud800", "😀")]
 )
@@ -104,7 +122,7 @@ async def test_what_is_no_hint_is_passed_over(nats_client: Client) -> None:
         mistyped = b'{"unit": "probe0", "done": 1, "total": "2"}'
         endless = b'{"unit": "probe0", "done": 1%s, "total": 2}' % (b"0" * 400)  # too large for a fraction
         for junk in (b"", b"\xff", b"[]", b"7", b"{}", b'{"unit": 1}', b"[" * 100_000, mistyped, endless):
-            await nats_client.publish("progress.merge.one", junk)
+            await nats_client.publish("progress.merge.one.-", junk)
         await NatsProgressBus(nats_client).publish(Progress("merge", "one"))
         assert await _next(hints) == Progress("merge", "one")
 

@@ -165,7 +165,7 @@ class SteeredMedia:
         whole = [clip.source if isinstance(clip, CutClip) else clip for clip in clips]
         target.write_bytes(b"".join(path.read_bytes() for path in whole))
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
+        return MergedFile(FRAMES[: len(clips)], 1280, 720, target.stat().st_size, digest)
 
     async def copy(
         self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: Callable[[int, int], None]
@@ -173,7 +173,7 @@ class SteeredMedia:
         await self._work("copy")
         target.write_bytes(b"".join(source.read_bytes() for source in sources))
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        return MergedFile(FRAMES, 1280, 720, target.stat().st_size, digest)
+        return MergedFile(FRAMES[: len(sources)], 1280, 720, target.stat().st_size, digest)
 
     async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
         await self._work("sidecars")
@@ -205,23 +205,29 @@ class World:
 
     async def start(self) -> None:
         """Starts the controller and its server."""
-        app = await self.stack.enter_async_context(wiring.build_controller(self.settings, uploads=self.uploads))
+        self._controller = stack = await self.stack.enter_async_context(AsyncExitStack())
+        app = await stack.enter_async_context(wiring.build_controller(self.settings, uploads=self.uploads))
         await app.server.start()
         await app.server.set_serving(True)
-        self.stack.push_async_callback(app.server.stop, 0)
-        await self._run(app)
+        stack.push_async_callback(app.server.stop, 0)
+        await self._run(app, stack)
         self.channel = open_channel(f"127.0.0.1:{app.server.port}")
-        self.stack.push_async_callback(self.channel.close)
+        stack.push_async_callback(self.channel.close)
         self.merges = merge_service_pb2_grpc.MergeServiceStub(self.channel)
         self.videos = video_service_pb2_grpc.VideoServiceStub(self.channel)
+
+    async def restart(self) -> None:
+        """Stops the controller and starts another one on the same broker."""
+        await self._controller.aclose()
+        await self.start()
 
     async def worker(self, media: SteeredMedia | None) -> App:
         """Starts a worker; without ``media`` it does real work."""
         app = await self.stack.enter_async_context(wiring.build_worker(self.settings, media=media))
-        await self._run(app)
+        await self._run(app, self.stack)
         return app
 
-    async def _run(self, app: App) -> None:
+    async def _run(self, app: App, stack: AsyncExitStack) -> None:
         tasks = [asyncio.create_task(loop()) for loop in app.background]
 
         async def end() -> None:
@@ -229,7 +235,7 @@ class World:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-        self.stack.push_async_callback(end)
+        stack.push_async_callback(end)
 
     def as_player(self, user: str) -> tuple[tuple[str, str], ...]:
         """Metadata of a player's calls."""

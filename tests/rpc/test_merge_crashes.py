@@ -15,7 +15,7 @@ from services.common.adapters.memory import MemoryProgressBus
 from services.common.clock import utc_now
 from services.common.jobs import Delivery, Job
 from services.common.keys import KeyRing
-from services.common.state import Entry, RevisionConflict, owned_key
+from services.common.state import Entry, RevisionConflict, mutate, owned_key
 from services.merge import wiring
 from services.merge.board import ProgressBoard
 from services.merge.cleaning import SessionCleaner
@@ -26,8 +26,9 @@ from services.merge.requests import NewClip, NewSession
 from services.merge.scratch import Scratch
 from services.merge.service import MergeSessions
 from services.merge.timeline import Quality
+from services.merge.transitions import claim
 from services.merge.work import MergeWork
-from services.merge.worker import MAX_DELIVERIES, MergeWorker
+from services.merge.worker import MAX_CLAIMS, MergeWorker
 from tests.rpc.merge_world import SteeredMedia, World
 
 
@@ -230,10 +231,8 @@ async def test_a_zombies_result_does_not_count_and_its_file_is_deleted(parts: Pa
 async def test_a_job_that_kills_every_worker_is_given_up(parts: Parts) -> None:
     key = await parts.session_with_one_clip()
     await parts.controller().reconcile(key)
-    for _ in range(MAX_DELIVERIES):
-        delivery = await parts.queue.fetch(KINDS, 5)
-        assert delivery is not None
-        await delivery.release()  # a worker that died would make this take ack_wait
+    for n in range(MAX_CLAIMS):
+        await mutate(parts.sessions, key, lambda s: claim(s, s.units[0].ref, f"died{n}", utc_now()))  # noqa: B023
     await until_idle(parts.worker(media := SteeredMedia(), "w"), parts)
     assert media.done == []
     entry = await parts.sessions.get(key)

@@ -191,13 +191,61 @@ async def test_progress_never_falls_whoever_looks_and_whatever_is_tried_again(
             async for response in world.merges.WatchMerge(request, metadata=world.as_player("alice")):
                 seen += [response.merge_session, await world.status(initiated.merge_session_id)]
     assert seen[-1].overall_status == merge_pb2.MERGE_STATUS_COMPLETED
-    rows = [
-        (s.overall_progress_percent, s.merge_progress_percent, *(clip.progress_percent for clip in s.videos))
-        for s in seen
-    ]
-    for figures in zip(*rows, strict=True):
-        assert list(figures) == sorted(figures)
-        assert figures[-1] == 100
+    assert_never_falls(rows := figures(seen))
     between = {clip for row in rows for clip in row[2:] if 50 < clip < 100}
     assert len(between) >= 3, "frames are told as they are done, not only the end"
     assert all(s.estimated_remaining_seconds > 0 for s in seen[:-2] if s.HasField("estimated_remaining_seconds"))
+
+
+def figures(seen: list[merge_pb2.MergeSession]) -> list[tuple[float, ...]]:
+    return [
+        (s.overall_progress_percent, s.merge_progress_percent, *(clip.progress_percent for clip in s.videos))
+        for s in seen
+    ]
+
+
+def assert_never_falls(rows: list[tuple[float, ...]]) -> None:
+    for column in zip(*rows, strict=True):
+        assert list(column) == sorted(column)
+        assert column[-1] == 100
+
+
+async def test_progress_does_not_fall_with_a_controller_that_has_heard_nothing(
+    nats_client: Client, nats_url: str, keys: KeyRing, tmp_path: Path
+) -> None:
+    class Halfway(SteeredMedia):
+        """Stays where it is at six tenths of each clip, until it may go on."""
+
+        go_on = asyncio.Event()
+
+        async def normalise(
+            self,
+            source: Path,
+            target: Path,
+            canvas: Canvas,
+            quality: Quality,
+            on_progress: Callable[[int, int], None],
+            piece: Piece | None = None,
+        ) -> NormalisedClip:
+            on_progress(54, 90)
+            await self.go_on.wait()
+            return await super().normalise(source, target, canvas, quality, lambda *_: None)
+
+    async with running(nats_url, keys, tmp_path, worker_jobs=3) as world:
+        await world.worker(media := Halfway())
+        initiated = await world.initiate()
+        await world.upload_all(initiated)
+        seen = [await world.status(initiated.merge_session_id)]
+        async with asyncio.timeout(20):
+            while [clip.progress_percent for clip in seen[-1].videos] != [80.0] * 3:
+                seen.append(await world.status(initiated.merge_session_id))
+        for _ in range(2):
+            await world.restart()
+            seen.append(await world.status(initiated.merge_session_id))
+            assert [clip.progress_percent for clip in seen[-1].videos] == [80.0] * 3, "at once"
+        media.go_on.set()
+        request = merge_service_pb2.WatchMergeRequest(merge_session_id=initiated.merge_session_id)
+        async with asyncio.timeout(20):
+            async for response in world.merges.WatchMerge(request, metadata=world.as_player("alice")):
+                seen.append(response.merge_session)
+    assert_never_falls(figures(seen))

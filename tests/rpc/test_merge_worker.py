@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,17 +12,21 @@ from pathlib import Path
 import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
-from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore
-from services.common.errors import ResourceExhausted
+from services.common.adapters.memory import MemoryJobQueue, MemoryProgressBus, MemoryStateStore, _Queued
+from services.common.errors import ResourceExhausted, Unavailable
 from services.common.jobs import Job
 from services.common.objects import ObjectInfo
 from services.common.state import Entry, mutate, owned_key
 from services.merge.domain import Clip, JobKind, Outcome, Session, Unit, UnitRef, UnitState
 from services.merge.jobs import KINDS, MergeJob, job_for
+from services.merge.media.errors import MediaError
+from services.merge.media.limits import Limits
 from services.merge.media.protocol import MAX_NUMBER, ProtocolError, parse_progress, parse_result
+from services.merge.patience import Patience
 from services.merge.ports import OnProgress
+from services.merge.results import believed_clip, believed_frames, believed_video
 from services.merge.scratch import Scratch
-from services.merge.timeline import Canvas, ClipInfo, MergedFile
+from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip
 from services.merge.transitions import cancel
 from services.merge.work import MergeWork
 from services.merge.worker import MergeWorker
@@ -29,6 +34,7 @@ from tests.rpc.merge_world import SteeredMedia
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = owned_key("alice", "s")
+AT_ONCE = Patience(0)
 PROBED = Outcome(clip=ClipInfo("mp4", "h264", 1280, 720, 0, 3.0, 30.0, True, "aac"))
 
 
@@ -206,8 +212,8 @@ async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_n
     units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
     clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
     session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
-    work, ref = MergeWork(objects, SteeredMedia(), scratch), UnitRef(JobKind.MERGE, -1, 0, 1)
-    with pytest.raises(ResourceExhausted):
+    work, ref = MergeWork(objects, SteeredMedia(), scratch, patience=AT_ONCE), UnitRef(JobKind.MERGE, -1, 0, 1)
+    with pytest.raises(MediaError, match="storage_unavailable"):
         await work.do(session, ref, "token", lambda *_: None)
     assert [info.key async for info in objects.list("")] == ["merges/s/a.mov"]
     objects.refused = "nothing"
@@ -216,6 +222,111 @@ async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_n
     await work.undo(outcome)
     assert [info.key async for info in objects.list("")] == ["merges/s/a.mov"]
     scratch.close()
+
+
+class Failing(DirectoryObjectStore):
+    """A store that refuses so many files."""
+
+    def __init__(self, root: Path, refusals: float) -> None:
+        super().__init__(root)
+        self.refusals = refusals
+        self.asked = 0
+
+    async def put_file(self, key: str, source: Path) -> ObjectInfo:
+        self.asked += 1
+        if self.asked <= self.refusals:
+            raise (ResourceExhausted if self.asked % 2 else Unavailable)("not now")
+        return await super().put_file(key, source)
+
+
+@pytest.mark.parametrize("refusals", [2, math.inf])
+async def test_while_the_store_is_full_or_away_what_was_made_is_kept_and_then_it_is_said_why(
+    tmp_path: Path, refusals: float
+) -> None:
+    (tmp_path / "clip").write_bytes(b"clip")
+    await DirectoryObjectStore(tmp_path).put_file("uploads/a", tmp_path / "clip")
+    objects, scratch, media = Failing(tmp_path, refusals), Scratch(tmp_path / "scratch"), SteeredMedia()
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    unit = Unit(JobKind.NORMALISE, 0, NOW)
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=(unit,))
+    sessions, queue = Sessions(), MemoryJobQueue()
+    await sessions.create(KEY, session)
+    await queue.publish(job_for(session, unit, lambda _: b""))
+    worker = MergeWorker(
+        sessions,
+        queue,
+        MemoryProgressBus(),
+        MergeWork(objects, media, scratch, patience=Patience(0.5, 0.01, 0.02)),
+        clock=lambda: NOW,
+        decode=lambda _: MergeJob("s", "alice", JobKind.NORMALISE, 0, 0, 1),
+    )
+    task = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while (unit := await sessions.unit()).state not in (UnitState.DONE, UnitState.FAILED):
+            await asyncio.sleep(0.01)
+    await stop(task)
+    assert media.done == ["normalise"], "once, whatever the store did"
+    assert not list((tmp_path / "scratch").glob("*/*"))
+    if refusals == 2:
+        assert (unit.state, objects.asked) == (UnitState.DONE, 3)
+    else:
+        assert (unit.error_type, unit.retryable, objects.asked > 3) == ("storage_unavailable", True, True)
+    scratch.close()
+
+
+async def test_a_job_goes_back_at_once_when_the_broker_is_away_and_that_is_not_the_jobs_fault(
+    sessions: Sessions,
+) -> None:
+    class Away(QuickWork):
+        refusals = 7
+
+        async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+            if self.refusals:
+                self.refusals -= 1
+                raise Unavailable("no leader")
+            return PROBED
+
+    class Impatient(MemoryJobQueue):
+        def make_ready(self, queued: _Queued, after: float) -> None:
+            waits.append(after)
+            super().make_ready(queued, 0)
+
+    waits: list[float] = []
+    queue = Impatient(ack_wait=30)
+    await published(sessions, queue)
+    worker = MergeWorker(sessions, queue, MemoryProgressBus(), Away(), clock=lambda: NOW, decode=decode)
+    task = asyncio.create_task(worker.run())
+    async with asyncio.timeout(10):
+        while (await sessions.unit()).state is not UnitState.DONE:
+            await asyncio.sleep(0.01)
+    await stop(task)
+    assert [wait for wait in waits if wait != 30] == [2] * 7
+
+
+async def test_a_job_is_done_though_every_worker_before_was_told_to_stop(sessions: Sessions) -> None:
+    started = asyncio.Event()
+
+    class Hanging(QuickWork):
+        async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+            started.set()
+            await asyncio.Event().wait()
+            raise AssertionError("it hangs until it is cancelled")
+
+    queue = MemoryJobQueue(ack_wait=30)
+    await published(sessions, queue)
+    for _ in range(6):
+        worker = MergeWorker(sessions, queue, MemoryProgressBus(), Hanging(), clock=lambda: NOW, decode=decode)
+        task = asyncio.create_task(worker.run())
+        async with asyncio.timeout(10):
+            await started.wait()
+        started.clear()
+        await stop(task)
+        assert ((await sessions.unit()).state, (await sessions.unit()).deliveries) == (UnitState.QUEUED, 0)
+    task = start(sessions, queue)
+    async with asyncio.timeout(10):
+        while (await sessions.unit()).state is not UnitState.DONE:
+            await asyncio.sleep(0.01)
+    await stop(task)
 
 
 @pytest.mark.parametrize("value", [[-1, 5], [6, 5], [0, 0], [1, MAX_NUMBER + 1], [1.0, 2], ["1", "2"], [1], None])
@@ -243,6 +354,68 @@ def test_a_result_that_cannot_be_is_a_broken_child(wrong: dict[str, object]) -> 
     assert parse_result(MergedFile, dict(right)) == MergedFile((90,), 1280, 720, 9, "0" * 64)
     with pytest.raises(ProtocolError):
         parse_result(MergedFile, right | wrong)
+
+
+CLIP = ClipInfo("mp4", "h264", 1280, 720, 0, 3.0, 30.0, True, "aac")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"duration": float(MAX_NUMBER)},
+        {"duration": 61.5},
+        {"duration": 0.0},
+        {"width": 0},
+        {"height": 0},
+        {"coded": Coded(frames=MAX_NUMBER)},
+        {"coded": Coded(hidden=15_001)},
+    ],
+)
+def test_a_clip_that_cannot_be_is_a_broken_child(changes: dict[str, object]) -> None:
+    assert believed_clip(replace(CLIP, duration=60.5), Limits()).duration == 60.5
+    with pytest.raises(MediaError, match="worker_failed"):
+        believed_clip(replace(CLIP, **changes), Limits())  # type: ignore[arg-type]  # by name
+
+
+@pytest.mark.parametrize("frames", [0, 1816, MAX_NUMBER])
+def test_a_normalised_clip_that_cannot_be_is_a_broken_child(frames: int) -> None:
+    assert believed_frames(NormalisedClip(1815, 1, ""), Limits()).frames == 1815
+    with pytest.raises(MediaError, match="worker_failed"):
+        believed_frames(NormalisedClip(frames, 1, ""), Limits())
+
+
+@pytest.mark.parametrize("frames", [(), (90,), (90, 90, 90), (90, 0), (90, MAX_NUMBER)])
+def test_a_video_that_cannot_be_is_a_broken_child(frames: tuple[int, ...]) -> None:
+    video = MergedFile((90, 90), 1280, 720, 1, "")
+    assert believed_video(video, 2, Limits()) == video
+    for wrong in (replace(video, frames=frames), replace(video, width=0)):
+        with pytest.raises(MediaError, match="worker_failed"):
+            believed_video(wrong, 2, Limits())
+
+
+@pytest.mark.parametrize("kind", [JobKind.PROBE, JobKind.NORMALISE, JobKind.MERGE])
+async def test_no_answer_of_a_child_gets_into_the_record_unchecked(tmp_path: Path, kind: JobKind) -> None:
+    class TakenOver(SteeredMedia):
+        async def probe(self, source: Path) -> ClipInfo:
+            return replace(CLIP, duration=float(MAX_NUMBER))
+
+        async def normalise(self, *_: object) -> NormalisedClip:
+            return NormalisedClip(MAX_NUMBER, 1, "")
+
+        async def merge(self, *_: object) -> MergedFile:
+            return MergedFile((1, 1), 1280, 720, 1, "")
+
+    (tmp_path / "clip").write_bytes(b"clip")
+    await (objects := DirectoryObjectStore(tmp_path)).put_file("uploads/a", tmp_path / "clip")
+    scratch, made = Scratch(tmp_path / "scratch"), Outcome(object_key="uploads/a", frames=(30,))
+    units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
+    ref = UnitRef(kind, -1 if kind is JobKind.MERGE else 0, 0, 1)
+    with pytest.raises(MediaError, match="worker_failed"):
+        await MergeWork(objects, TakenOver(), scratch).do(session, ref, "token", lambda *_: None)
+    assert [info.key async for info in objects.list("")] == ["uploads/a"]
+    scratch.close()
 
 
 @pytest.mark.parametrize("duration", [float("nan"), float("inf"), -1.0])

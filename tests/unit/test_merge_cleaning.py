@@ -48,7 +48,7 @@ from services.merge.transitions import cancel, claim, fail
 from services.merge.videos import video_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-WEEK, MONTH = timedelta(days=7), timedelta(days=30)
+HOUR, WEEK, MONTH = timedelta(hours=1), timedelta(days=7), timedelta(days=30)
 ID = "5e551011-0000-4000-8000-000000000000"
 KEY = owned_key("alice", ID)
 WINNER, LOSER = f"videos/{ID}/winner/video.mp4", f"videos/{ID}/loser/video.mp4"
@@ -381,8 +381,8 @@ async def test_a_job_that_was_taken_from_its_worker_leaves_the_queue(house: Hous
     await house.controller.reconcile(KEY)
     delivery = await house.queue.fetch(KINDS, 1)
     assert delivery is not None
-    await mutate(house.sessions, KEY, lambda s: claim(s, s.units[0].ref, "stuck", 1, house.now))
-    house.now += timedelta(minutes=15)
+    await mutate(house.sessions, KEY, lambda s: claim(s, s.units[0].ref, "stuck", house.now))
+    house.now += timedelta(minutes=25)
     await house.controller.reconcile(KEY)
     session = await house.session()
     assert session is not None
@@ -392,3 +392,26 @@ async def test_a_job_that_was_taken_from_its_worker_leaves_the_queue(house: Hous
     await house.controller.reconcile(KEY)
     again = UnitRef(taken.kind, taken.clip_index, 0, 2)
     assert again.job_id(ID) in await house.queue.unfinished(owner_prefix("alice"))
+
+
+async def test_time_in_the_queue_is_counted_from_when_the_owners_share_lets_a_job_in(house: House) -> None:
+    first, second = (replace(uploaded_session(), id=f"{ID[:-1]}{n}", deadline=NOW + 9 * HOUR) for n in range(2))
+    second = replace(second, created_at=NOW + timedelta(seconds=1))
+    house.controller._admission._per_owner = 2
+    for session in (first, second):
+        await house.sessions.create(owned_key("alice", session.id), session)
+
+    async def state(session: Session) -> SessionState:
+        await house.controller.reconcile(owned_key("alice", session.id))
+        entry = await house.sessions.get(owned_key("alice", session.id))
+        assert entry is not None
+        return entry.value.state
+
+    assert [await state(session) for session in (first, second)] == [SessionState.ACTIVE] * 2
+    house.now += 3 * HOUR
+    assert await state(second) is SessionState.ACTIVE, "no worker could have had time for it"
+    assert await state(first) is SessionState.FAILED
+    house.now += 3 * HOUR - timedelta(seconds=1)
+    assert await state(second) is SessionState.ACTIVE
+    house.now += timedelta(seconds=1)
+    assert await state(second) is SessionState.FAILED

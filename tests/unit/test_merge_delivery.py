@@ -22,6 +22,7 @@ from services.merge.domain import (
     Unit,
     UnitState,
 )
+from services.merge.media.errors import ErrorType
 from services.merge.planner import MAX_ATTEMPTS, chunks, plan, seconds_until_retry
 from services.merge.status import ClipStatus, view
 from services.merge.timeline import FPS, Canvas, ClipInfo, Coded, Quality
@@ -57,7 +58,7 @@ def new_session(clips: int = 3) -> Session:
 def do(session: Session, kind: JobKind, clip: int, outcome: Outcome) -> Session:
     unit = session.unit(kind, clip)
     assert unit is not None
-    return plan(finish(claim(session, unit.ref, "t", 1, NOW), unit.ref, "t", outcome, NOW), {}, NOW)
+    return plan(finish(claim(session, unit.ref, "t", NOW), unit.ref, "t", outcome, NOW), {}, NOW)
 
 
 def probed(*infos: ClipInfo, clips: int = 3, session: Session | None = None) -> Session:
@@ -174,7 +175,7 @@ def test_what_may_yet_be_copied_is_normalised_by_idle_workers_and_at_once_when_i
     session = probed(FIT, FIT)
     waiting = [unit(session, JobKind.NORMALISE, i) for i in range(2)]
     assert [(u.priority, u.state) for u in waiting] == [(Priority.LOW, UnitState.QUEUED)] * 2
-    session = claim(session, waiting[1].ref, "idle", 1, NOW)
+    session = claim(session, waiting[1].ref, "idle", NOW)
     session = do(session, JobKind.PROBE, 2, Outcome(clip=replace(FIT, video_codec="hevc")))
     first, second, third = (unit(session, JobKind.NORMALISE, i) for i in range(3))
     assert (first.priority, first.attempt, first.state) == (Priority.NORMAL, 2, UnitState.QUEUED)
@@ -188,7 +189,7 @@ def test_a_unit_that_was_moved_to_another_queue_may_still_fail_as_often_as_any()
     failures = 0
     while session.failure is None:
         moved = unit(session, JobKind.NORMALISE, 0)
-        session = claim(session, moved.ref, "t", 1, now)
+        session = claim(session, moved.ref, "t", now)
         session = give_up(session, moved.ref, "t", "worker_failed", "killed", retryable=True, now=now)
         failures, now = failures + 1, now + timedelta(minutes=2)
         session = plan(session, {}, now)
@@ -198,7 +199,7 @@ def test_a_unit_that_was_moved_to_another_queue_may_still_fail_as_often_as_any()
 def test_what_was_normalised_in_vain_is_taken_back_when_copying_wins() -> None:
     session = probed(FIT, FIT)
     running = unit(session, JobKind.NORMALISE, 0).ref
-    session = claim(session, running, "idle", 1, NOW)
+    session = claim(session, running, "idle", NOW)
     before = view(session, {}, lambda *_: 0.9)
     session = do(session, JobKind.PROBE, 2, Outcome(clip=FIT))
     assert view(session, {}, lambda *_: 0.0).overall_percent >= before.overall_percent
@@ -214,7 +215,7 @@ def test_what_was_normalised_in_vain_is_taken_back_when_copying_wins() -> None:
 def test_a_copy_that_fails_its_verification_is_encoded_instead() -> None:
     session = probed(FIT, FIT, FIT)
     copying = unit(session, JobKind.MERGE).ref
-    session = claim(session, copying, "t", 1, NOW)
+    session = claim(session, copying, "t", NOW)
     session = plan(give_up(session, copying, "t", COPY_REFUSED, "not right", retryable=False, now=NOW), {}, NOW)
     assert session.failure is None
     assert seconds_until_retry(session, NOW) is None, "it waits for the clips"
@@ -232,13 +233,48 @@ def test_a_copy_that_fails_its_verification_is_encoded_instead() -> None:
     assert plan(session, {}, NOW) is session
 
 
+def test_a_copy_that_fails_in_all_its_attempts_is_encoded_instead_with_as_many_attempts() -> None:
+    def failed(session: Session) -> Session:
+        ref = unit(session, JobKind.MERGE).ref
+        session = claim(session, ref, "t", NOW)
+        return give_up(session, ref, "t", "worker_failed", "it broke", retryable=True, now=NOW)
+
+    later, session = NOW + timedelta(minutes=1), probed(FIT, FIT, FIT)
+    for _ in range(MAX_ATTEMPTS - 1):
+        session = plan(failed(session), {}, later)
+        assert is_copied(session)
+    session = plan(failed(session), {}, later)
+    assert session.failure is None
+    assert "it broke" in clip_plans(session)[0].reason
+    for clip in range(3):
+        session = do(session, JobKind.NORMALISE, clip, Outcome(object_key=f"n{clip}", frames=(90,)))
+    for _ in range(MAX_ATTEMPTS - 1):
+        session = plan(failed(session), {}, later)
+        assert unit(session, JobKind.MERGE).state is UnitState.QUEUED
+    session = plan(failed(session), {}, later)
+    assert session.failure is not None
+    assert session.failure.error_type == "worker_failed"
+
+
+def test_a_copy_that_the_store_stood_in_the_way_of_is_not_encoded_instead() -> None:
+    session = probed(FIT, FIT, FIT)
+    for _ in range(MAX_ATTEMPTS):
+        ref = unit(session, JobKind.MERGE).ref
+        session = claim(session, ref, "t", NOW)
+        session = give_up(session, ref, "t", ErrorType.STORAGE_UNAVAILABLE, "full", retryable=True, now=NOW)
+        session = plan(session, {}, NOW + timedelta(minutes=1))
+    assert session.failure is not None
+    assert (session.failure.error_type, session.failure.retry_available) == ("storage_unavailable", True)
+    assert is_copied(session)
+
+
 def test_a_retry_does_not_merge_before_the_clips_of_a_refused_copy_are_encoded() -> None:
     session = probed(FIT, FIT, FIT)
     copying = unit(session, JobKind.MERGE).ref
-    session = claim(session, copying, "t", 1, NOW)
+    session = claim(session, copying, "t", NOW)
     session = plan(give_up(session, copying, "t", COPY_REFUSED, "not right", retryable=False, now=NOW), {}, NOW)
     encoding = unit(session, JobKind.NORMALISE, 0).ref
-    session = claim(session, encoding, "t", 1, NOW)
+    session = claim(session, encoding, "t", NOW)
     session = plan(give_up(session, encoding, "t", "no_luck", "no", retryable=False, now=NOW), {}, NOW)
     session = plan(retry(session, NOW + timedelta(hours=1), NOW), {}, NOW)
     assert {u.kind for u in session.unfinished} == {JobKind.NORMALISE}
@@ -296,7 +332,7 @@ def long_clip(info: ClipInfo = LONG) -> Session:
     """A session whose first clip is cut, and whose others are to come."""
     session = new_session()
     ref = unit(session, JobKind.PROBE, 0).ref
-    session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=info), NOW)
+    session = finish(claim(session, ref, "t", NOW), ref, "t", Outcome(clip=info), NOW)
     return plan(session, {}, NOW, whole_seconds=20)
 
 
@@ -304,11 +340,11 @@ def do_chunk(session: Session, chunk: int, frames: int = 300) -> Session:
     ref = session.normalising(0)[chunk].ref
     assert ref.chunk == chunk
     made = Outcome(object_key=f"n0c{chunk}", frames=(frames,))
-    return plan(finish(claim(session, ref, "t", 1, NOW), ref, "t", made, NOW), {}, NOW, whole_seconds=20)
+    return plan(finish(claim(session, ref, "t", NOW), ref, "t", made, NOW), {}, NOW, whole_seconds=20)
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(st.floats(0.04, 3600), st.floats(1, 60))
+@given(st.floats(0.04, 500), st.floats(1, 60))
 def test_chunks_tile_the_clip(seconds: float, whole: float) -> None:
     cut = chunks(seconds, whole)
     assert cut[0][0] == 0
@@ -340,7 +376,7 @@ def test_a_long_clip_is_normalised_by_many_and_merged_after_the_last() -> None:
 def test_a_chunk_that_fails_is_tried_again_by_itself() -> None:
     session = long_clip()
     ref = session.normalising(0)[2].ref
-    session = claim(session, ref, "t", 1, NOW)
+    session = claim(session, ref, "t", NOW)
     session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=NOW)
     session = plan(session, {}, NOW + timedelta(minutes=1), whole_seconds=20)
     assert [u.attempt for u in session.normalising(0)] == [1, 1, 2, 1, 1, 1]
@@ -356,7 +392,7 @@ def test_all_chunks_of_a_clip_wait_in_the_same_queue() -> None:
 def test_the_same_bytes_in_chunks_are_normalised_once() -> None:
     session = do_chunk(do_chunk(long_clip(), 0), 5)
     ref = unit(session, JobKind.PROBE, 1).ref
-    session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=LONG), NOW)
+    session = finish(claim(session, ref, "t", NOW), ref, "t", Outcome(clip=LONG), NOW)
     session = plan(session, {}, NOW, whole_seconds=20)
     made = [u.outcome.object_key if u.outcome else None for u in session.normalising(1)]
     assert made == ["n0c0", None, None, None, None, "n0c5"]
@@ -366,11 +402,15 @@ def test_chunks_of_a_copied_clip_that_were_done_do_not_pass_for_the_whole_clip()
     session = do_chunk(long_clip(replace(FIT, duration=60.0)), 2)
     for clip in (1, 2):
         ref = unit(session, JobKind.PROBE, clip).ref
-        session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=FIT), NOW)
+        session = finish(claim(session, ref, "t", NOW), ref, "t", Outcome(clip=FIT), NOW)
         session = plan(session, {}, NOW, whole_seconds=20)
     copying = unit(session, JobKind.MERGE).ref
-    session = claim(session, copying, "t", 1, NOW)
+    session = claim(session, copying, "t", NOW)
     session = give_up(session, copying, "t", COPY_REFUSED, "not right", retryable=False, now=NOW)
     session = plan(session, {}, NOW, whole_seconds=20)
     assert [u.chunk for u in session.normalising(0)] == list(range(6))
     assert session.normalised(0) == ()
+
+
+def test_no_length_that_a_probe_may_claim_makes_a_record_of_endless_pieces() -> None:
+    assert len(chunks(float(2**53), 20)) == 1_000

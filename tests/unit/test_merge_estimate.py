@@ -9,9 +9,21 @@ import pytest
 
 from services.common.progress import Progress
 from services.merge.board import ProgressBoard
-from services.merge.domain import Clip, JobKind, Outcome, Session, SessionState, Unit, UnitState
+from services.merge.domain import (
+    WHOLE_SESSION,
+    Clip,
+    JobKind,
+    Outcome,
+    Priority,
+    Session,
+    SessionState,
+    Unit,
+    UnitState,
+)
 from services.merge.estimate import remaining_seconds, seconds_after_last_upload
 from services.merge.planner import ClipUpload, UploadStatus
+from services.merge.status import reached, view
+from services.merge.transitions import supersede
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -102,3 +114,47 @@ def test_an_answer_that_comes_late_does_not_take_an_uploads_progress_back() -> N
     ):
         board.see(told)
         assert board.seen("u") == seen
+
+
+def test_what_a_refused_copy_had_done_is_not_taken_for_the_encodings_but_the_percent_stays() -> None:
+    board, fit = ProgressBoard(Time()), session(10, 10)
+    copying = Unit(JobKind.MERGE, WHOLE_SESSION, NOW, state=UnitState.CLAIMED)
+    before = replace(fit, units=(copying,))
+    board.note(Progress("merge", "s", copying.ref.heard_as, 600, 600))
+    encoding = replace(before, units=(supersede(copying, Priority.NORMAL, NOW),))
+    assert board.fraction("s", encoding.units[0].ref.heard_as) == 0.0
+    assert remaining_seconds(encoding, board) == remaining_seconds(fit, board)
+    kept = replace(encoding, reached=reached(before, {}, board.fraction).reached)
+    assert view(kept, {}, board.fraction).overall_percent == view(before, {}, board.fraction).overall_percent > 0
+
+
+def test_progress_that_is_said_again_is_no_measure_of_speed() -> None:
+    board, twice = ProgressBoard(time := Time()), ProgressBoard(again := Time())
+    for step in range(1, 30):
+        for clock, here in ((time, board), (again, twice)):
+            clock.now += 1.0
+            here.note(Progress("merge", "s", "normalise0", 40 * (step - 1), 10_000))
+        twice.note(Progress("merge", "s", "normalise0", 40 * (step - 1), 10_000))
+        again.now += 1.0
+        time.now += 1.0
+        twice.note(Progress("merge", "s", "normalise0", 40 * (step - 1), 10_000))
+    assert twice.speed("normalise") == pytest.approx(board.speed("normalise")) == pytest.approx(20)
+
+
+def test_what_is_recalled_is_shown_and_says_nothing_of_who_works_now_or_how_fast() -> None:
+    board = ProgressBoard(Time())
+    board.recall(Progress("merge", "s", "normalise0", 60, 90))
+    board.recall(Progress("merge", "s", "normalise0", 10, 90))
+    assert (board.fraction("s", "normalise0"), board.frames("s", "normalise0"), board.busy()) == (60 / 90, 90, 0)
+    speed = board.speed("normalise")
+    board.note(Progress("merge", "s", "normalise0", 89, 90))
+    assert board.speed("normalise") == speed
+
+
+def test_units_that_nobody_asks_about_are_not_kept_as_busy() -> None:
+    board = ProgressBoard(time := Time())
+    for n in range(1000):
+        board.note(Progress("merge", f"s{n}", "merge", 1, 2))
+        time.now += 1.0
+    assert len(board._busy) <= 4
+    assert board.busy() <= 3

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import protovalidate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from services.common.jobs import Job
 from services.merge.admission import admitted, in_order
+from services.merge.config import MergeSettings
 from services.merge.deadlines import Deadlines, enforce, overdue_claims
 from services.merge.domain import (
     WHOLE_SESSION,
@@ -23,15 +26,17 @@ from services.merge.domain import (
     Session,
     SessionState,
     StaleClaim,
+    Unit,
     UnitRef,
     UnitState,
 )
 from services.merge.jobs import job_for
+from services.merge.media.limits import Limits
 from services.merge.planner import MAX_ATTEMPTS, PROCESSING, ClipUpload, UploadStatus, plan, seconds_until_retry
 from services.merge.status import ClipStatus, OverallStatus, view
-from services.merge.timeline import Canvas, ClipInfo
+from services.merge.timeline import LARGEST_CANVAS, Canvas, ClipInfo
 from services.merge.transitions import cancel, claim, complete, fail, finish, give_up, holds_claim, retry
-from twotruths.merge.v1 import merge_pb2
+from twotruths.merge.v1 import merge_pb2, merge_service_pb2
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PORTRAIT = ClipInfo("mov", "h264", 720, 1280, 90, 3.0, 30.0, True, "aac")
@@ -66,11 +71,16 @@ def units(session: Session) -> dict[str, UnitState]:
 def do(session: Session, kind: JobKind, clip: int, outcome: Outcome, token: str = "token") -> Session:
     unit = session.unit(kind, clip)
     assert unit is not None, f"no {kind} of clip {clip} is planned: {units(session)}"
-    return finish(claim(session, unit.ref, token, 1, NOW), unit.ref, token, outcome, NOW)
+    return finish(claim(session, unit.ref, token, NOW), unit.ref, token, outcome, NOW)
 
 
 def normalised(frames: int) -> Outcome:
     return Outcome(object_key=f"merges/{frames}", size=1, sha256="0", frames=(frames,))
+
+
+def always(_: Unit) -> datetime:
+    """Seen in the queue from the beginning."""
+    return NOW
 
 
 def test_every_reason_is_in_the_contract() -> None:
@@ -143,7 +153,7 @@ def test_a_clip_that_can_no_longer_come_fails_the_session(status: UploadStatus, 
 def test_bad_input_fails_at_once_and_cannot_be_retried() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "t", 1, NOW)
+    session = claim(session, ref, "t", NOW)
     session = give_up(session, ref, "t", "no_video_stream", "no picture", retryable=False, now=NOW)
     session = plan(session, {}, NOW)
     assert session.state is SessionState.FAILED
@@ -157,7 +167,7 @@ def test_a_transient_failure_is_tried_again_after_a_growing_pause_then_fails_ret
     now, pauses = NOW, []
     for attempt in range(1, MAX_ATTEMPTS + 1):
         ref = UnitRef(JobKind.PROBE, 0, 0, attempt)
-        session = claim(session, ref, "t", 1, now)
+        session = claim(session, ref, "t", now)
         session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=now)
         if attempt < MAX_ATTEMPTS:
             assert plan(session, {}, now) is session, "not before the pause is over"
@@ -210,8 +220,8 @@ def test_a_video_that_is_made_is_not_too_late() -> None:
 def test_a_result_counts_only_with_the_current_claim() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "zombie", 1, NOW)
-    session = claim(session, ref, "current", 2, NOW)
+    session = claim(session, ref, "zombie", NOW)
+    session = claim(session, ref, "current", NOW)
     assert not holds_claim(session, ref, "zombie")
     with pytest.raises(StaleClaim):
         finish(session, ref, "zombie", Outcome(clip=PORTRAIT), NOW)
@@ -219,7 +229,7 @@ def test_a_result_counts_only_with_the_current_claim() -> None:
         give_up(session, ref, "zombie", "x", "x", retryable=True, now=NOW)
     session = finish(session, ref, "current", Outcome(clip=PORTRAIT), NOW)
     with pytest.raises(StaleClaim):
-        claim(session, ref, "late", 3, NOW)
+        claim(session, ref, "late", NOW)
     with pytest.raises(StaleClaim):
         finish(session, ref, "zombie", Outcome(clip=PORTRAIT), NOW)
 
@@ -227,7 +237,7 @@ def test_a_result_counts_only_with_the_current_claim() -> None:
 def test_a_result_that_counts_may_be_said_again_wherever_the_session_is_by_then() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = finish(claim(session, ref, "t", 1, NOW), ref, "t", Outcome(clip=PORTRAIT), NOW)
+    session = finish(claim(session, ref, "t", NOW), ref, "t", Outcome(clip=PORTRAIT), NOW)
     for later in (session, plan(session, {}, NOW), complete(session, "video", NOW), cancel(session, NOW)):
         assert finish(later, ref, "t", Outcome(clip=PORTRAIT), NOW) is later
 
@@ -235,7 +245,7 @@ def test_a_result_that_counts_may_be_said_again_wherever_the_session_is_by_then(
 def test_nothing_counts_after_the_session_was_cancelled() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = cancel(claim(session, ref, "t", 1, NOW), NOW)
+    session = cancel(claim(session, ref, "t", NOW), NOW)
     with pytest.raises(StaleClaim):
         finish(session, ref, "t", Outcome(clip=PORTRAIT), NOW)
     assert complete(session, "video", NOW) is session
@@ -246,7 +256,7 @@ def test_an_attempt_that_is_not_current_is_stale() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     for ref in (UnitRef(JobKind.PROBE, 0, 0, 2), UnitRef(JobKind.PROBE, 0, 1, 1), UnitRef(JobKind.PROBE, 7, 0, 1)):
         with pytest.raises(StaleClaim):
-            claim(session, ref, "t", 1, NOW)
+            claim(session, ref, "t", NOW)
 
 
 def test_progress_never_falls_from_the_first_byte_to_the_video() -> None:
@@ -285,7 +295,7 @@ def test_progress_never_falls_from_the_first_byte_to_the_video() -> None:
 def test_a_cancelled_session_waits_for_no_clip_and_offers_no_retry() -> None:
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "t", 1, NOW)
+    session = claim(session, ref, "t", NOW)
     session = give_up(session, ref, "t", "memory_exceeded", "too much", retryable=True, now=NOW)
     failed = fail(session, Failure("memory_exceeded", "too much", NOW, retry_available=True, clip_index=0), NOW)
     shown = view(cancel(failed, NOW), {}, lambda *_: 0.0)
@@ -306,23 +316,34 @@ def test_a_job_that_waits_too_long_fails_its_session_and_a_retry_waits_anew() ->
     limits = Deadlines(queued=timedelta(minutes=10), claimed=timedelta(minutes=5))
     session = plan(new_session(), uploaded(0), NOW)
     later = NOW + timedelta(minutes=10)
-    assert enforce(session, later - timedelta(seconds=1), limits) is session
-    failed = enforce(session, later, limits)
+    assert enforce(session, later - timedelta(seconds=1), limits, always) is session
+    failed = enforce(session, later, limits, always)
     assert failed.failure is not None
     assert (failed.failure.error_type, failed.failure.retry_available) == ("queue_timeout", True)
     again = retry(failed, later + timedelta(hours=1), later)
-    assert enforce(again, later + timedelta(minutes=9), limits) is again
+    assert enforce(again, later + timedelta(minutes=9), limits, always) is again
+
+
+def test_a_job_that_nobody_waits_for_or_that_is_not_in_the_queue_waits_for_as_long_as_it_takes() -> None:
+    limits, later = Deadlines(), NOW + timedelta(hours=4)
+    waiting = replace(plan(new_session(), uploaded(0), NOW), deadline=NOW + timedelta(hours=24))
+    idle = replace(waiting, units=tuple(replace(u, priority=Priority.LOW) for u in waiting.units))
+    assert enforce(idle, later, limits, always) is idle
+    assert plan(idle, {}, later).state is SessionState.ACTIVE
+    assert enforce(waiting, later, limits, lambda _: None) is waiting
+    assert enforce(waiting, later, limits, lambda _: NOW + timedelta(hours=2)) is waiting
+    assert enforce(waiting, later, limits, always).state is SessionState.FAILED
 
 
 def test_a_job_that_a_worker_holds_too_long_is_taken_from_it() -> None:
     limits = Deadlines(queued=timedelta(minutes=10), claimed=timedelta(minutes=5))
     session = plan(new_session(), uploaded(0), NOW)
     ref = UnitRef(JobKind.PROBE, 0, 0, 1)
-    session = claim(session, ref, "stuck", 1, NOW)
+    session = claim(session, ref, "stuck", NOW)
     later = NOW + timedelta(minutes=5)
-    assert enforce(session, later - timedelta(seconds=1), limits) is session
+    assert enforce(session, later - timedelta(seconds=1), limits, always) is session
     assert [unit.ref for unit in overdue_claims(session, later, limits)] == [ref]
-    session = enforce(session, later, limits)
+    session = enforce(session, later, limits, always)
     assert not holds_claim(session, ref, "stuck")
     wait = seconds_until_retry(session, later)
     assert wait is not None
@@ -331,11 +352,22 @@ def test_a_job_that_a_worker_holds_too_long_is_taken_from_it() -> None:
     assert (unit.attempt, unit.state, unit.error_type) == (2, UnitState.QUEUED, "worker_lost")
 
 
+def test_no_job_that_may_still_run_is_taken_from_its_worker() -> None:
+    longest = Limits(wall_seconds=MergeSettings().job_seconds).for_canvas(LARGEST_CANVAS).wall_seconds
+    assert MergeSettings().claim_timeout_seconds >= longest + 120
+    for settings_ in ({"job_seconds": 400}, {"claim_timeout_seconds": 1319}):
+        with pytest.raises(ValidationError, match="claim_timeout_seconds must be at least"):
+            MergeSettings(**settings_)  # type: ignore[arg-type]  # by name
+    larger = merge_pb2.Canvas(width=LARGEST_CANVAS.width + 2, height=LARGEST_CANVAS.height)
+    refused = protovalidate.collect_violations(merge_service_pb2.InitiateMergeRequest(canvas=larger))
+    assert "canvas.size" in {violation.proto.rule_id for violation in refused}
+
+
 def test_pauses_between_attempts_double_and_attempts_after_the_first_go_ahead_of_others() -> None:
     session, now, waits = plan(new_session(), uploaded(0), NOW), NOW, []
     for attempt in range(1, MAX_ATTEMPTS + 1):
         ref = UnitRef(JobKind.PROBE, 0, 0, attempt)
-        session = claim(session, ref, "t", 1, now)
+        session = claim(session, ref, "t", now)
         session = give_up(session, ref, "t", "worker_failed", "killed", retryable=True, now=now)
         wait = seconds_until_retry(session, now)
         assert wait is not None

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
@@ -44,7 +45,7 @@ from services.common.adapters.jetstream import (
     patiently,
 )
 from services.common.errors import Unavailable
-from services.common.jobs import Job, JobPriority, order_of_fetch
+from services.common.jobs import Job, JobPriority, Publishes, order_of_fetch
 
 _STREAM, _DEAD = "JOBS", "JOBS_DEAD"
 _ALREADY_QUEUED = 10077
@@ -60,9 +61,9 @@ class JetStreamJobQueue:
         self._js = client.jetstream(timeout=REQUEST_SECONDS)
         self._ack_wait = ack_wait
         self._replicas = replicas
-        self._published = asyncio.Event()
+        self._publishes = Publishes()
         self._listening = False
-        self._fetches = 0
+        self._fetches: Counter[tuple[tuple[str, ...], JobPriority]] = Counter()
 
     @property
     def ack_wait(self) -> float:
@@ -125,12 +126,14 @@ class JetStreamJobQueue:
             else:
                 return True
 
-    async def fetch(self, kinds: Sequence[str], timeout: float) -> JetStreamDelivery | None:
+    async def fetch(
+        self, kinds: Sequence[str], timeout: float, *, least: JobPriority = JobPriority.LOW
+    ) -> JetStreamDelivery | None:
         await self._listen()
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
-            self._published.clear()
-            for consumer in self._in_order(kinds):
+            looked = self._publishes.number
+            for consumer in self._in_order(kinds, least):
                 message = await self._ask(consumer)
                 if message is not None:
                     return JetStreamDelivery(message)
@@ -139,7 +142,7 @@ class JetStreamJobQueue:
                 return None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, _LOOK_SECONDS)):
-                    await self._published.wait()
+                    await self._publishes.after(looked)
 
     async def unfinished(self, group: str) -> AbstractSet[str]:
         info = await patiently(
@@ -177,13 +180,13 @@ class JetStreamJobQueue:
             self._listening = True
 
             async def wake(_: Msg) -> None:
-                self._published.set()
+                self._publishes.tell()
 
             await self._nc.subscribe("jobs.>", cb=wake)
 
-    def _in_order(self, kinds: Sequence[str]) -> list[str]:
-        self._fetches += 1
-        return [_consumer(kind, priority) for priority, kind in order_of_fetch(self._fetches, kinds)]
+    def _in_order(self, kinds: Sequence[str], least: JobPriority) -> list[str]:
+        self._fetches[lane := (tuple(kinds), least)] += 1  # others' fetches must not use up the turns of these
+        return [_consumer(kind, priority) for priority, kind in order_of_fetch(self._fetches[lane], kinds, least)]
 
     async def _ask(self, consumer: str) -> Msg | None:
         request = asyncio.ensure_future(

@@ -11,15 +11,13 @@ yet it has a revision, which the next create must name.
 from __future__ import annotations
 
 import asyncio
-import builtins
-import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import DiscardPolicy, Header, RetentionPolicy, StorageType, StreamConfig
@@ -34,6 +32,7 @@ from services.common.adapters.jetstream import (
     is_conflict,
     patiently,
 )
+from services.common.adapters.jetstream_pages import stored
 from services.common.codec import Codec
 from services.common.state import Entry, RevisionConflict
 
@@ -43,7 +42,6 @@ T = TypeVar("T")
 _OPERATION = "Twotruths-Operation"
 _MARKER_TTL_SECONDS = 3600
 _MARKERS = {"KV-Operation", "Nats-Marker-Reason"}  # what deletes and expired TTLs leave
-_PAGE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,49 +117,19 @@ class JetStreamStateStore(Generic[T]):
         await self._write(key, b"", revision, self._marker_ttl, {"KV-Operation": "DEL"})
 
     async def list(self, prefix: str = "") -> AsyncGenerator[Entry[T], None]:
-        # Read in pages with batched direct gets. A watch would leave a consumer behind at the server for minutes,
-        # and listing the keys scans the whole bucket for the few of one owner.
+        # Listing the keys first would scan the whole bucket for the few of one owner.
         subjects = self._subject(f"{prefix}.>" if prefix else ">")
-        next_sequence = 1
-        while next_sequence:
-            page, next_sequence = await patiently(
-                lambda start=next_sequence: call(self._page(subjects, start)),  # type: ignore[misc]  # binds the value
-                f"bucket {self._bucket}",
-            )
-            for entry in page:
-                yield entry
-
-    async def _page(self, subjects: str, start: int) -> tuple[Sequence[Entry[T]], int]:
-        """The records from sequence ``start`` on, and where the next page begins, 0 after the last. See ADR-31 of
-        the NATS architecture ("batched requests")."""
-        inbox = self._nc.new_inbox()
-        answers = await self._nc.subscribe(inbox)
-        page: builtins.list[Entry[T]] = []
-        try:
-            query = {"seq": start, "next_by_subj": subjects, "batch": _PAGE}
-            await self._nc.publish(
-                f"$JS.API.DIRECT.GET.KV_{self._bucket}", json.dumps(query).encode(), reply=inbox
-            )
-            while True:
-                message = await answers.next_msg(timeout=REQUEST_SECONDS)
-                headers = message.headers or {}
-                if headers.get("Status") == "503":
-                    raise nats.errors.NoRespondersError
-                if "Status" in headers:  # 204: the end of the page; 404: nothing there
-                    more = int(headers.get("Nats-Num-Pending", 0)) > 0
-                    return page, start if more else 0
-                sequence = int(headers["Nats-Sequence"])
-                start = sequence + 1
-                if message.data and not _MARKERS & headers.keys():
-                    key = headers["Nats-Subject"].removeprefix(self._subject(""))
-                    try:
-                        page.append(Entry(key, self._codec.decode(message.data), sequence))
-                    except ValueError:  # it must not hide the others
-                        log.exception(
-                            "record cannot be read", extra={"data": {"bucket": self._bucket, "key": key}}
-                        )
-        finally:
-            await answers.unsubscribe()
+        async with aclosing(stored(self._nc, f"KV_{self._bucket}", subjects)) as messages:
+            async for subject, sequence, message in messages:
+                if not message.data or _MARKERS & (message.headers or {}).keys():
+                    continue
+                key = subject.removeprefix(self._subject(""))
+                try:
+                    value = self._codec.decode(message.data)
+                except ValueError:  # it must not hide the others
+                    log.exception("record cannot be read", extra={"data": {"bucket": self._bucket, "key": key}})
+                else:
+                    yield Entry(key, value, sequence)
 
     async def _read(self, key: str) -> _Raw:
         try:

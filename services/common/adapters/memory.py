@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.common.jobs import Job, order_of_fetch
+from services.common.jobs import Job, JobPriority, Publishes, order_of_fetch
 from services.common.progress import Progress
 from services.common.state import Entry, RevisionConflict
 
@@ -124,8 +125,11 @@ class MemoryProgressBus:
 
     def __init__(self) -> None:
         self._subscribers: list[tuple[str, str, asyncio.Queue[Progress]]] = []
+        self._latest: dict[tuple[str, str, str], Progress] = {}
 
     async def publish(self, progress: Progress) -> None:
+        if progress.unit:
+            self._latest[progress.kind, progress.id, progress.unit] = progress
         for kind, id_, queue in self._subscribers:
             if kind == progress.kind and id_ in {"*", progress.id}:
                 if queue.full():
@@ -141,6 +145,11 @@ class MemoryProgressBus:
             yield _Hints(queue)
         finally:
             self._subscribers = [s for s in self._subscribers if s[2] is not queue]
+
+    async def latest(self, kind: str) -> AsyncGenerator[Progress, None]:
+        for progress in list(self._latest.values()):
+            if progress.kind == kind:
+                yield progress
 
 
 class _Hints(AsyncIterator[Progress]):
@@ -166,8 +175,8 @@ class MemoryJobQueue:
     def __init__(self, *, ack_wait: float = 30.0) -> None:
         self._ack_wait = ack_wait
         self._jobs: dict[tuple[str, str, str], _Queued] = {}
-        self._published = asyncio.Event()
-        self._fetches = 0
+        self._publishes = Publishes()
+        self._fetches: Counter[tuple[tuple[str, ...], JobPriority]] = Counter()
         self.dead: list[tuple[Job, str]] = []
 
     @property
@@ -179,16 +188,17 @@ class MemoryJobQueue:
         if key in self._jobs:
             return False
         self._jobs[key] = _Queued(job)
-        self._published.set()
+        self._publishes.tell()
         return True
 
-    async def fetch(self, kinds: Sequence[str], timeout: float) -> _MemoryDelivery | None:
+    async def fetch(
+        self, kinds: Sequence[str], timeout: float, *, least: JobPriority = JobPriority.LOW
+    ) -> _MemoryDelivery | None:
         deadline = time.monotonic() + timeout
-        self._fetches += 1
-        order = order_of_fetch(self._fetches, kinds)
+        self._fetches[lane := (tuple(kinds), least)] += 1
+        order = order_of_fetch(self._fetches[lane], kinds, least)
         while True:
-            self._published.clear()
-            now = time.monotonic()
+            looked, now = self._publishes.number, time.monotonic()
             for priority, wanted in order:
                 for (kind, queued_as, _), queued in self._jobs.items():
                     if kind == wanted and queued_as == priority and queued.ready_at <= now:
@@ -197,11 +207,9 @@ class MemoryJobQueue:
                         return _MemoryDelivery(self, queued, queued.count)
             if now >= deadline:
                 return None
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(min(self._LOOK_SECONDS, deadline - now)):
-                    await self._published.wait()
-            except TimeoutError:
-                continue
+                    await self._publishes.after(looked)
 
     async def unfinished(self, group: str) -> AbstractSet[str]:
         return {queued.job.id for queued in self._jobs.values() if queued.job.group == group}
@@ -215,7 +223,7 @@ class MemoryJobQueue:
     def make_ready(self, queued: _Queued, after: float) -> None:
         """Lets a job be delivered (again) after so many seconds."""
         queued.ready_at = time.monotonic() + after
-        self._published.set()
+        self._publishes.tell()
 
 
 @dataclass

@@ -29,9 +29,17 @@ class ErrorType(StrEnum):
     WORKER_LOST = "worker_lost"
     SOURCE_MISSING = "source_missing"
     COPY_REFUSED = "copy_refused"
+    STORAGE_UNAVAILABLE = "storage_unavailable"
 
 
-RETRYABLE = frozenset({ErrorType.WORKER_FAILED, ErrorType.VERIFICATION_FAILED, ErrorType.WORKER_LOST})
+RETRYABLE = frozenset(
+    {
+        ErrorType.WORKER_FAILED,
+        ErrorType.VERIFICATION_FAILED,
+        ErrorType.WORKER_LOST,
+        ErrorType.STORAGE_UNAVAILABLE,
+    }
+)
 
 
 class MediaError(Exception):

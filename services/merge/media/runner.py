@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
@@ -60,13 +61,21 @@ class MediaRunner:
 
     Every method raises :class:`MediaError`. ``on_progress(frames_done, frames_expected)`` is called on
     the event loop and never goes back. ``threads`` is what decoder, filters and encoder may each use;
-    ``even_loudness``: whether a merge makes its clips equally loud.
+    ``even_loudness``: whether a merge makes its clips equally loud; ``probe_seconds``: the time limit of a probe,
+    if that is less than the others'.
     """
 
     def __init__(
-        self, limits: Limits | None = None, threads: int = 1, *, even_loudness: bool = True, spare: int = 0
+        self,
+        limits: Limits | None = None,
+        threads: int = 1,
+        *,
+        even_loudness: bool = True,
+        spare: int = 0,
+        probe_seconds: float = math.inf,
     ) -> None:
         self._limits = limits or Limits()
+        self._probe_seconds = min(probe_seconds, self._limits.wall_seconds)
         self._threads = threads
         self._even_loudness = even_loudness
         self._children = Children(_start, _end, spare)
@@ -81,7 +90,10 @@ class MediaRunner:
 
     async def probe(self, source: Path) -> ClipInfo:
         """Look at a clip: see :mod:`services.merge.media.probe`."""
-        return await self._run(ClipInfo, self._job("probe", [source]), None, _ignore)
+        job = self._job("probe", [source])
+        cpu = min(job.limits.cpu_seconds, math.ceil(self._probe_seconds * self._threads))
+        limits = replace(job.limits, wall_seconds=self._probe_seconds, cpu_seconds=cpu)
+        return await self._run(ClipInfo, replace(job, limits=limits), None, _ignore)
 
     async def normalise(
         self,
