@@ -75,15 +75,25 @@ class Media(Protocol):
         """Brings a clip to the canvas, or a piece of it and that without sound; progress in frames."""
 
     async def merge(
-        self, clips: Sequence[Path | CutClip], target: Path, quality: Quality, on_progress: OnProgress
+        self,
+        clips: Sequence[Path | CutClip],
+        target: Path,
+        quality: Quality,
+        on_progress: OnProgress,
+        beside: Sequence[Path] = (),
     ) -> MergedFile:
-        """Joins normalised clips and verifies the result; progress in frames."""
+        """Joins normalised clips and verifies the result; progress in frames. ``beside`` are targets for a poster
+        for each clip, the storyboard's sheet and the HLS rendition; the result says whether they were made."""
 
     async def copy(
-        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+        self,
+        sources: Sequence[Path],
+        target: Path,
+        quality: Quality,
+        on_progress: OnProgress,
+        beside: Sequence[Path] = (),
     ) -> MergedFile:
         """Joins clips as they were sent: their video is copied, their sound encoded once. Verifies the result."""
 
     async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
-        """Makes what lies beside a merged video of clips with so many frames. ``targets`` are a poster for each
-        clip, the storyboard's sheet and the HLS rendition."""
+        """Makes what a merge or a copy could not make ``beside`` a video of clips with so many frames."""

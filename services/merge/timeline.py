@@ -135,13 +135,15 @@ class NormalisedClip:
 
 @dataclass(frozen=True, slots=True)
 class MergedFile:
-    """The finished MP4: ``frames`` per clip in order, ``size`` in bytes, ``sha256`` in hex."""
+    """The finished MP4: ``frames`` per clip in order, ``size`` in bytes, ``sha256`` in hex. ``beside`` is what was
+    made beside it; None if nothing was asked for, or could be made."""
 
     frames: tuple[int, ...]
     width: int
     height: int
     size: int
     sha256: str
+    beside: SidecarFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from services.merge.patience import Patience
 from services.merge.ports import Media, OnProgress
 from services.merge.results import believed_clip, believed_frames, believed_video
 from services.merge.scratch import Scratch
-from services.merge.sidecars import make_sidecars
+from services.merge.sidecars import described, files_beside
 from services.merge.timeline import ClipInfo, CutClip, MergedFile, Piece
 
 
@@ -76,8 +76,9 @@ class MergeWork:
     async def _merge(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
         target = folder / "merged.mp4"
         clips = [await self._normalised(session, clip, folder) for clip in session.clips]
-        merged = await self._media.merge(clips, target, session.quality, on_progress)
-        return await self._finished(session, token, target, merged)
+        beside = files_beside(target, len(clips), _folder(session, token))
+        merged = await self._media.merge(clips, target, session.quality, on_progress, list(beside.values()))
+        return await self._finished(session, token, target, merged, beside)
 
     async def _normalised(self, session: Session, clip: Clip, folder: Path) -> Path | CutClip:
         """The clip's files, here. Of a clip that was cut the source too, for its sound."""
@@ -96,22 +97,24 @@ class MergeWork:
         """What cannot be copied after all is encoded instead: no fault of the clips, whatever it is."""
         target = folder / "merged.mp4"
         sources = [await self._fetch(clip.source_key, folder / f"clip{clip.index}") for clip in session.clips]
+        beside = files_beside(target, len(sources), _folder(session, token))
         try:
-            merged = await self._media.copy(sources, target, session.quality, on_progress)
+            merged = await self._media.copy(sources, target, session.quality, on_progress, list(beside.values()))
         except MediaError as error:
             if error.retryable and error.error_type != ErrorType.VERIFICATION_FAILED:
                 raise
             raise MediaError(ErrorType.COPY_REFUSED, error.message) from error
-        outcome = await self._finished(session, token, target, merged)
+        outcome = await self._finished(session, token, target, merged, beside)
         probed = _probed(session, 0)
         return replace(outcome, width=probed.width, height=probed.height, copied=True)
 
-    async def _finished(self, session: Session, token: str, video: Path, merged: MergedFile) -> Outcome:
+    async def _finished(
+        self, session: Session, token: str, video: Path, merged: MergedFile, beside: Mapping[str, Path]
+    ) -> Outcome:
         """Stores a merged video and what lies beside it, in a folder of this claim's."""
         merged = believed_video(merged, len(session.clips), self._limits)
-        prefix = f"{folder_of(session.id)}{token}/"
-        sidecars, files = await make_sidecars(self._media, video, merged.frames, prefix)
-        key = f"{prefix}video.mp4"
+        sidecars, files = await described(self._media, video, merged, beside)
+        key = f"{_folder(session, token)}video.mp4"
         await self._store_all({**files, key: video})
         return Outcome(
             object_key=key,
@@ -165,6 +168,11 @@ class MergeWork:
         with target.open("wb") as file:
             async for piece in self._objects.read(key):
                 await asyncio.to_thread(file.write, piece)
+
+
+def _folder(session: Session, token: str) -> str:
+    """A claim's folder: no two workers on one job write one object."""
+    return f"{folder_of(session.id)}{token}/"
 
 
 def _probed(session: Session, clip_index: int) -> ClipInfo:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import sys
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -16,12 +17,15 @@ import pytest
 from av.video.frame import VideoFrame
 
 from mesh.clips import BLUE, FLASH_AT, FLASH_SECONDS, GREEN, RED, WHITE, Colour, make_clip
-from services.merge.media import loudness
+from services.merge.media import loudness, runner
+from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.limits import Limits
 from services.merge.media.loudness import PEAK_DBTP, TARGET_LUFS, evened, measured
 from services.merge.media.runner import MediaRunner
-from services.merge.media.stills import CANDIDATES, most_telling
+from services.merge.media.stills import CANDIDATES, candidates, most_telling
 from services.merge.timeline import FPS, SAMPLE_RATE, Canvas, MergedFile, Quality, SidecarFiles, segments
 from tests.contract.media_fixtures import Picture, looks_like, pictures, samples
+from tests.contract.test_media_copy import encoded
 
 COLOURS = (RED, GREEN, BLUE)
 SECONDS = (1.0, 22 / 30, 5.4)  # the second ends at no whole millisecond
@@ -42,7 +46,7 @@ class Made:
 
     @property
     def targets(self) -> list[Path]:
-        return [self.folder / name for name in ("0.jpg", "1.jpg", "2.jpg", "board.jpg", "hls.mp4")]
+        return beside(self.folder, 3)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +55,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 async def make(folder: Path) -> Made:
-    runner, parts = MediaRunner(), []
+    media, parts = MediaRunner(), []
     for number, (seconds, colour) in enumerate(zip(SECONDS, COLOURS, strict=True)):
         source, part = folder / f"{number}.mp4", folder / f"{number}.mov"
         make_clip(source, seconds=seconds, colour=colour, size=SIZE)
-        await runner.normalise(source, part, Canvas(*SIZE), Quality.LOW, lambda *_: None)
+        await media.normalise(source, part, Canvas(*SIZE), Quality.LOW, lambda *_: None)
         parts.append(part)
-    merged = await runner.merge(parts, folder / "merged.mp4", Quality.LOW, lambda *_: None)
-    unfinished = Made(folder, merged, SidecarFiles(0, 0, 0, (), (), ()))
-    return Made(folder, merged, await runner.sidecars(unfinished.video, unfinished.targets, merged.frames))
+    targets = beside(folder, len(parts))
+    merged = await media.merge(parts, folder / "merged.mp4", Quality.LOW, lambda *_: None, targets)
+    assert merged.beside is not None
+    return Made(folder, merged, merged.beside)
+
+
+def beside(folder: Path, clips: int) -> list[Path]:
+    """Targets: posters, storyboard, rendition."""
+    return [folder / name for name in (*(f"{clip}.jpg" for clip in range(clips)), "board.jpg", "hls.mp4")]
 
 
 def picture(path: Path) -> VideoFrame:
@@ -196,7 +206,7 @@ def test_a_poster_is_neither_black_nor_a_flash_if_the_first_second_shows_more(pl
     telling = frames[min(place, count - 1)]
     half = telling.planes[0].buffer_size // 2
     telling.planes[0].update(bytes([60]) * half + bytes([120]) * half)
-    assert most_telling(frames) is telling
+    assert most_telling([frames[n] for n in candidates(count)]) is telling
 
 
 def test_the_storyboards_tiles_begin_at_every_statement_and_show_it(made: Made) -> None:
@@ -246,20 +256,75 @@ def test_the_rendition_is_the_video_frame_by_frame_and_sample_by_sample(made: Ma
 
 
 async def test_a_job_that_fails_leaves_no_sidecar(made: Made, tmp_path: Path) -> None:
-    targets = [tmp_path / path.name for path in made.targets]
-    with pytest.raises(Exception, match="rendition"):
-        await MediaRunner().sidecars(made.video, targets, (29, 23, 162))
+    with pytest.raises(MediaError) as caught:
+        await MediaRunner().sidecars(made.video, beside(tmp_path, 3), (29, 23, 162))
+    assert caught.value.error_type == ErrorType.VERIFICATION_FAILED
     assert list(tmp_path.iterdir()) == []
+
+
+# In the job that merges, and in one of their own
+
+
+async def test_a_job_of_their_own_makes_the_same_files_as_the_merge(made: Made, tmp_path: Path) -> None:
+    targets = beside(tmp_path, 3)
+    assert await MediaRunner().sidecars(made.video, targets, made.merged.frames) == made.files
+    assert [path.read_bytes() for path in targets] == [path.read_bytes() for path in made.targets]
+
+
+@pytest.mark.parametrize("group", [5, 12, 200])
+async def test_a_copy_makes_the_same_files_as_a_job_of_their_own(tmp_path: Path, group: int) -> None:
+    """Also when a poster's pictures, or a tile, lie in groups that need no verification."""
+    for number, colour in enumerate(COLOURS):
+        encoded(tmp_path / f"{number}.mov", colour, 5.2, {"g": str(group), "sc_threshold": "0"})
+    media, video = MediaRunner(), tmp_path / "merged.mp4"
+    sources = [tmp_path / f"{number}.mov" for number in range(3)]
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    merged = await media.copy(sources, video, Quality.LOW, lambda *_: None, beside(first, 3))
+    assert merged.beside == await media.sidecars(video, beside(second, 3), merged.frames)
+    assert merged.beside is not None
+    assert len(merged.beside.tile_frames) == (3 if group == 200 else 9)
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("place", "fault"),
+    [
+        ("stills.Stills._take", "raise ValueError"),
+        ("child.write_sidecars", "raise ValueError"),
+        ("child.write_sidecars", "ctypes.string_at(0)"),
+        ("child.write_sidecars", "time.sleep(60)"),
+    ],
+)
+async def test_a_merge_stands_whatever_becomes_of_what_lies_beside_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, fault: str
+) -> None:
+    program = f"""
+import ctypes, os, time
+from services.merge.media import child, stills
+def fault(*_): {fault}
+{place} = fault
+os._exit(child.main())
+"""
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", program))
+    parts, video = [made.folder / f"{number}.mov" for number in range(3)], tmp_path / "merged.mp4"
+    limits = Limits(wall_seconds=5 if "sleep" in fault else 60)
+    merged = await MediaRunner(limits).merge(parts, video, Quality.LOW, lambda *_: None, beside(tmp_path, 3))
+    assert merged == replace(made.merged, beside=None)
+    assert list(tmp_path.iterdir()) == [video]
+    assert video.read_bytes() == made.video.read_bytes()
 
 
 async def test_what_lies_beside_a_video_that_was_copied_is_turned_as_it_is(tmp_path: Path) -> None:
     sources = [tmp_path / f"{number}.mov" for number in range(2)]
     for source, colour in zip(sources, COLOURS, strict=False):
         make_clip(source, seconds=1, colour=colour, size=SIZE, rotation=90)
-    runner, video = MediaRunner(), tmp_path / "merged.mp4"
-    merged = await runner.copy(sources, video, Quality.LOW, lambda *_: None)
+    media, video = MediaRunner(), tmp_path / "merged.mp4"
+    merged = await media.copy(sources, video, Quality.LOW, lambda *_: None)
     targets = [tmp_path / name for name in ("0.jpg", "1.jpg", "board.jpg", "hls.mp4")]
-    files = await runner.sidecars(video, targets, merged.frames)
+    files = await media.sidecars(video, targets, merged.frames)
     assert files.tile_frames == files.part_frames == (0, 30)
     assert (files.tile_width, files.tile_height) == (90, 160)
     for path, colour in zip(targets[:2], COLOURS, strict=False):

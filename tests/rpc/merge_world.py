@@ -24,6 +24,7 @@ from services.common.status import remote_errors
 from services.merge import wiring
 from services.merge.config import MergeSettings
 from services.merge.domain import Clip, Session
+from services.merge.media.errors import MediaError
 from services.merge.planner import ClipUpload, UploadStatus
 from services.merge.ports import Begun
 from services.merge.timeline import (
@@ -159,24 +160,40 @@ class SteeredMedia:
         target: Path,
         quality: Quality,
         on_progress: Callable[[int, int], None],
+        beside: Sequence[Path] = (),
     ) -> MergedFile:
         await self._work("merge")
         self.merged = list(clips)
         whole = [clip.source if isinstance(clip, CutClip) else clip for clip in clips]
         target.write_bytes(b"".join(path.read_bytes() for path in whole))
-        digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        return MergedFile(FRAMES[: len(clips)], 1280, 720, target.stat().st_size, digest)
+        return await self._written(target, beside, len(clips))
 
     async def copy(
-        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: Callable[[int, int], None]
+        self,
+        sources: Sequence[Path],
+        target: Path,
+        quality: Quality,
+        on_progress: Callable[[int, int], None],
+        beside: Sequence[Path] = (),
     ) -> MergedFile:
         await self._work("copy")
         target.write_bytes(b"".join(source.read_bytes() for source in sources))
+        return await self._written(target, beside, len(sources))
+
+    async def _written(self, target: Path, beside: Sequence[Path], clips: int) -> MergedFile:
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
-        return MergedFile(FRAMES[: len(sources)], 1280, 720, target.stat().st_size, digest)
+        merged = MergedFile(FRAMES[:clips], 1280, 720, target.stat().st_size, digest)
+        try:
+            await self._work("beside")
+        except MediaError:
+            return merged
+        return replace(merged, beside=self._beside(beside))
 
     async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
         await self._work("sidecars")
+        return self._beside(targets)
+
+    def _beside(self, targets: Sequence[Path]) -> SidecarFiles:
         for target in targets:
             target.write_bytes(target.name.encode())
         starts = (0, FRAMES[0], sum(FRAMES[:2]))

@@ -177,9 +177,23 @@ async def test_what_lies_beside_a_video_is_told_with_the_permission_that_the_vid
     assert playback.hls_url == merged.hls_url + query
 
 
+async def test_what_could_not_be_made_beside_a_video_is_tried_once_more(world: World) -> None:
+    def fail(kind: str) -> None:
+        if kind == "beside":
+            raise MediaError(ErrorType.WORKER_FAILED, "no")
+
+    media = SteeredMedia(fail)
+    await world.worker(media)
+    initiated = await world.initiate()
+    await world.upload_all(initiated)
+    merged = (await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)).merged_video
+    assert (len(merged.posters), merged.HasField("storyboard"), bool(merged.hls_url)) == (3, True, True)
+    assert (media.done.count("merge"), media.done.count("sidecars")) == (1, 1)
+
+
 async def test_a_video_whose_sidecars_cannot_be_made_goes_out_without_them(world: World) -> None:
     def fail(kind: str) -> None:
-        if kind == "sidecars":
+        if kind in {"beside", "sidecars"}:
             raise MediaError(ErrorType.WORKER_FAILED, "no")
 
     await world.worker(SteeredMedia(fail))

@@ -58,12 +58,12 @@ async def tiles_fixture(tmp_path: Path) -> tuple[Segment, ...]:
         source = record(tmp_path / str(number), replace(recording, colour=colour))
         parts.append(tmp_path / f"{number}.part")
         await runner.normalise(source, parts[-1], CANVAS, Quality.MEDIUM, lambda *step: None)
-    merged = await runner.merge(parts, tmp_path / "video.mp4", Quality.MEDIUM, lambda *step: None)
     posters = [tmp_path / f"{number}.jpg" for number in range(3)]
     rendition = tmp_path / "hls.mp4"
-    files = await runner.sidecars(
-        tmp_path / "video.mp4", [*posters, tmp_path / "sheet.jpg", rendition], merged.frames
-    )
+    beside = [*posters, tmp_path / "sheet.jpg", rendition]
+    merged = await runner.merge(parts, tmp_path / "video.mp4", Quality.MEDIUM, lambda *step: None, beside)
+    files = merged.beside
+    assert files is not None
     video = Video(fps=FPS, frame_count=sum(merged.frames))
     video.sidecars.rendition.file.size = rendition.stat().st_size
     video.sidecars.rendition.offsets.extend(files.part_offsets)

@@ -12,13 +12,18 @@ import os
 import sys
 import traceback
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import BinaryIO
 
 from services.merge.media import canary, merge, normalise, probe, sidecars
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import open_source, open_target
 from services.merge.media.protocol import Job, Result, error_line, progress_line, result_line
 from services.merge.media.sandbox import die_with_parent, lock_down
+from services.merge.media.sidecars import write_sidecars
 from services.merge.media.source import Source
+from services.merge.media.stills import Stills
+from services.merge.timeline import MergedFile
 
 
 class Channel:
@@ -69,24 +74,50 @@ def _run(job: Job, channel: Channel) -> Result:
             lock_down(job.limits, job.parent)
             return sidecars.make_sidecars(sources[0], targets, job.frames)
         target = files.enter_context(open_target(job.target))
+        beside = [files.enter_context(open_target(path)) for path in job.targets]
         if job.kind == "normalise":
             lock_down(job.limits, job.parent)
             with sources[0].explained():
                 return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report, job.piece)
         moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
         lock_down(job.limits, job.parent)
-        copied = job.kind == "copy"
-        clips = merge.as_sent(sources) if copied else merge.normalised(sources, job.layout)
-        return merge.merge(
-            clips,
-            target,
-            moved=moved,
-            result=result,
-            quality=job.quality,
-            report=channel.report,
-            even_loudness=job.even_loudness,
-            copied=copied,
-        )
+        return _merge(job, channel, sources, target, moved, result, beside)
+
+
+def _merge(
+    job: Job,
+    channel: Channel,
+    sources: list[Source],
+    target: BinaryIO,
+    moved: BinaryIO,
+    result: BinaryIO,
+    beside: list[BinaryIO],
+) -> MergedFile:
+    """The merge, and what lies beside it if it can be made. The merged file is told of first: whatever becomes of
+    the others, it stands."""
+    copied = job.kind == "copy"
+    join = merge.agreed(merge.as_sent(sources) if copied else merge.normalised(sources, job.layout))
+    stills = Stills(join.counts, join.aspect, job.threads)
+    merged = merge.merge(
+        join,
+        target,
+        moved=moved,
+        result=result,
+        quality=job.quality,
+        report=channel.report,
+        even_loudness=job.even_loudness,
+        copied=copied,
+        onlooker=stills if beside else None,
+    )
+    if not beside:
+        return merged
+    channel.send(result_line(merged))
+    try:
+        made = write_sidecars(stills, Source(result, job.limits, job.threads), beside, merged.frames)
+    except Exception:
+        traceback.print_exc()
+        return merged
+    return replace(merged, beside=made)
 
 
 def _unexpected(error: Exception) -> MediaError:

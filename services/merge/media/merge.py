@@ -32,7 +32,7 @@ from services.merge.media.loudness import evened
 from services.merge.media.progress import Progress, Report
 from services.merge.media.sound import SAMPLE_BYTES, pcm
 from services.merge.media.source import Source, as_media_error, demux, seconds
-from services.merge.media.verify import verify, verify_copy
+from services.merge.media.verify import Onlooker, verify, verify_copy
 from services.merge.timeline import ENCODINGS, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, MergedFile, Quality
 
 AAC_SAMPLES = 1024
@@ -40,7 +40,7 @@ CONTAINER_OPTIONS = {"movflags": "+faststart", "fflags": "+bitexact", **CLOCK}
 
 
 def merge(
-    clips: Sequence[Clip],
+    join: Join,
     target: BinaryIO,
     *,
     moved: BinaryIO,
@@ -49,25 +49,34 @@ def merge(
     report: Report,
     even_loudness: bool = True,
     copied: bool = False,
+    onlooker: Onlooker | None = None,
 ) -> MergedFile:
     """Write to ``target``; ``moved`` and ``result`` are further handles on the same file, for reading.
-    ``even_loudness`` makes all clips equally loud; ``copied``: they are as they were sent.
+    ``even_loudness`` makes all clips equally loud; ``copied``: they are as they were sent. ``onlooker`` sees the
+    pictures that verification decodes.
 
     The size is as stored. Progress counts every frame twice: once written, once verified. Raises MediaError
-    verification_failed if the clips are not alike or the result is not what it must be.
+    verification_failed if the result is not what it must be.
     """
-    join = _agreed(clips)
     progress = Progress(report, 2 * sum(join.counts))
     _write(join, target, moved, quality, progress, even_loudness)
     if copied:
-        verify_copy(result, join.counts, join.shape, join.threads)
+        verify_copy(result, join.counts, join.shape, join.threads, onlooker)
         progress.advance(sum(join.counts))
     else:
-        verify(result, join.counts, join.shape, join.threads, progress)
+        verify(result, join.counts, join.shape, join.threads, progress, onlooker)
     written = digest(result)
     progress.finish()
     width, height = join.shape
     return MergedFile(frames=join.counts, width=width, height=height, size=written.size, sha256=written.sha256)
+
+
+def agreed(clips: Sequence[Clip]) -> Join:
+    """Raises MediaError verification_failed for clips whose packets cannot follow each other in one track."""
+    join = Join(tuple(clips))
+    if len({file.kind for file in join.files}) != 1:
+        raise MediaError(ErrorType.VERIFICATION_FAILED, "The clips were prepared differently.")
+    return join
 
 
 def as_sent(sources: Sequence[Source]) -> list[Clip]:
@@ -100,6 +109,7 @@ class _File:
     delay: int
     kind: tuple[object, ...]
     shape: tuple[int, int]
+    aspect: Fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,7 @@ def _surveyed(source: Source) -> _File:
     with source.container() as container:
         video = source.video(container)
         context = video.codec_context
+        aspect = video.sample_aspect_ratio or Fraction(1)
         kind = (context.name, context.extradata, context.width, context.height, video.sample_aspect_ratio)
         times = [_time(packet) for packet in demux(container, video) if packet.size]
         shape = (context.width, context.height)
@@ -138,12 +149,12 @@ def _surveyed(source: Source) -> _File:
     if not slots or sorted(slots) != list(range(len(slots))):
         raise MediaError(ErrorType.VERIFICATION_FAILED, "A clip's frames are not one after the other.")
     delay = max(number - slot for number, slot in enumerate(slots))
-    return _File(source, len(slots), start, delay, kind, shape)
+    return _File(source, len(slots), start, delay, kind, shape, aspect)
 
 
 @dataclass(frozen=True, slots=True)
-class _Join:
-    """Clips whose packets can follow each other in one track."""
+class Join:
+    """Clips whose packets can follow each other in one track; :func:`agreed` makes it."""
 
     clips: tuple[Clip, ...]
 
@@ -163,13 +174,10 @@ class _Join:
     def threads(self) -> int:
         return self.files[0].source.threads
 
-
-def _agreed(clips: Sequence[Clip]) -> _Join:
-    """Refuses clips whose packets cannot follow each other in one track."""
-    join = _Join(tuple(clips))
-    if len({file.kind for file in join.files}) != 1:
-        raise MediaError(ErrorType.VERIFICATION_FAILED, "The clips were prepared differently.")
-    return join
+    @property
+    def aspect(self) -> Fraction:
+        """Of a stored pixel, width over height."""
+        return self.files[0].aspect
 
 
 def _time(packet: Packet[Stream]) -> Fraction:
@@ -179,7 +187,7 @@ def _time(packet: Packet[Stream]) -> Fraction:
 
 
 def _write(
-    join: _Join, target: BinaryIO, moved: BinaryIO, quality: Quality, progress: Progress, even_loudness: bool
+    join: Join, target: BinaryIO, moved: BinaryIO, quality: Quality, progress: Progress, even_loudness: bool
 ) -> None:
     def reopen(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
         """What faststart asks for once the data is written: the same file again, to read from."""

@@ -1,7 +1,8 @@
 """One source picture onto the canvas: upright, fitted, padded, BT.709 limited-range 4:2:0 with square pixels.
 
 The filters are built once per kind of picture (a browser's recording may change its size midway). Scaling comes
-first and in one step with the colour conversion; turning comes after it, when the picture is small.
+first and in one step with the colour conversion; turning comes after it, when the picture is small. What is of the
+canvas's size and colours already goes through them without a copy, and loses only its side data (captions, …).
 
 Colour. The scaler must be told the source's matrix: left to itself it assumes BT.601 for all untagged
 input and shifts the colours of HD clips. Untagged is taken as players take it: BT.709 above 576 lines.
@@ -65,7 +66,7 @@ class Fitter:
             *[("field", "top")] * (frame.interlaced_frame and frame.height > 1),
             *_scale(frame, *turn.displayed(width, height)),
             *turn.filters(),
-            ("pad", f"{self._canvas.width}:{self._canvas.height}:{_centre(self._canvas, width, height)}:black"),
+            *_pad(self._canvas, width, height),
             ("setsar", "1"),
         ]
         graph = Graph()
@@ -86,9 +87,13 @@ def fitted(size: tuple[int, int], canvas: Canvas) -> tuple[int, int]:
     return min(width, canvas.width), min(height, canvas.height)
 
 
-def _centre(canvas: Canvas, width: int, height: int) -> str:
-    """Even offsets: chroma has half the resolution."""
-    return f"{(canvas.width - width) // 4 * 2}:{(canvas.height - height) // 4 * 2}"
+def _pad(canvas: Canvas, width: int, height: int) -> list[tuple[str, str]]:
+    """In the middle, at even offsets: chroma has half the resolution. The filter copies pictures that need nothing
+    of it too."""
+    if (width, height) == (canvas.width, canvas.height):
+        return []
+    left, above = (canvas.width - width) // 4 * 2, (canvas.height - height) // 4 * 2
+    return [("pad", f"{canvas.width}:{canvas.height}:{left}:{above}:black")]
 
 
 def _buffer(frame: VideoFrame) -> str:

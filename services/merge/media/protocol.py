@@ -1,4 +1,5 @@
-"""What parent and child say to each other: one JSON job on stdin, JSON lines on stdout.
+"""What parent and child say to each other: one JSON job on stdin, JSON lines on stdout. Of several results the
+last counts: a merge tells of its file, and once more when it has made what lies beside it.
 
 The child has read hostile bytes, so the parent takes nothing from it on trust: lines are bounded, a result
 must have exactly the fields and types of the dataclass it claims to be, and an error type must be one
@@ -36,12 +37,13 @@ class ProtocolError(Exception):
 Result = ClipInfo | NormalisedClip | MergedFile | SidecarFiles
 ResultT = TypeVar("ResultT", ClipInfo, NormalisedClip, MergedFile, SidecarFiles)
 Parsed = TypeVar("Parsed", ClipInfo, NormalisedClip, MergedFile, SidecarFiles, Coded)
+OPTIONAL_SIDECARS = "SidecarFiles | None"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One child's work. ``parent`` is the process id that the child must not outlive. Sidecars have ``targets``
-    and the ``frames`` of each clip."""
+    """One child's work. ``parent`` is the process id that the child must not outlive. ``targets`` are for
+    sidecars, of a merge or of a file that is merged already, whose ``frames`` of each clip are told."""
 
     kind: str
     sources: tuple[str, ...]
@@ -132,6 +134,8 @@ def _parsed(kind: type[Parsed], value: object) -> Parsed:
         item = value[field.name]
         if field.type == Coded.__name__:
             value[field.name] = _parsed(Coded, item)
+        elif field.type == OPTIONAL_SIDECARS:
+            value[field.name] = None if item is None else _parsed(SidecarFiles, item)
         elif field.type == "tuple[int, ...]" and isinstance(item, list):
             value[field.name] = tuple(item)
             if not all(type(number) is int and _sane(number) for number in item):

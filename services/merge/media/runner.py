@@ -93,7 +93,7 @@ class MediaRunner:
         job = self._job("probe", [source])
         cpu = min(job.limits.cpu_seconds, math.ceil(self._probe_seconds * self._threads))
         limits = replace(job.limits, wall_seconds=self._probe_seconds, cpu_seconds=cpu)
-        return await self._run(ClipInfo, replace(job, limits=limits), None, _ignore)
+        return await self._run(ClipInfo, replace(job, limits=limits), _ignore)
 
     async def normalise(
         self,
@@ -106,34 +106,45 @@ class MediaRunner:
     ) -> NormalisedClip:
         """Write the clip, or a piece of it, to ``target`` (.mov): see :mod:`services.merge.media.normalise`."""
         job = replace(self._job("normalise", [source], target, canvas, quality), piece=piece)
-        return await self._run(NormalisedClip, job, target, on_progress)
+        return await self._run(NormalisedClip, job, on_progress)
 
     async def merge(
-        self, clips: Sequence[Path | CutClip], target: Path, quality: Quality, on_progress: OnProgress
+        self,
+        clips: Sequence[Path | CutClip],
+        target: Path,
+        quality: Quality,
+        on_progress: OnProgress,
+        beside: Sequence[Path] = (),
     ) -> MergedFile:
-        """Join normalised clips in ``target`` (.mp4); progress counts each frame twice, copied and verified."""
+        """Join normalised clips in ``target`` (.mp4); progress counts each frame twice, copied and verified.
+        ``beside`` are targets for sidecars; when they cannot be made, there are none, and that is no error."""
         cuts = [CutClip((), clip, "") if isinstance(clip, Path) else clip for clip in clips]
         sources = [file for cut in cuts for file in (*cut.chunks, cut.source)]
         layout = tuple((len(cut.chunks), cut.start) for cut in cuts)
         job = replace(self._job("merge", sources, target, quality=quality), layout=layout)
-        return await self._run(MergedFile, job, target, on_progress)
+        return await self._merge(job, beside, on_progress)
 
     async def copy(
-        self, sources: Sequence[Path], target: Path, quality: Quality, on_progress: OnProgress
+        self,
+        sources: Sequence[Path],
+        target: Path,
+        quality: Quality,
+        on_progress: OnProgress,
+        beside: Sequence[Path] = (),
     ) -> MergedFile:
         """Join clips as they were sent, their video not encoded anew; progress counts each frame once."""
-        job = self._job("copy", sources, target, quality=quality)
-        return await self._run(MergedFile, job, target, on_progress)
+        return await self._merge(self._job("copy", sources, target, quality=quality), beside, on_progress)
+
+    async def _merge(self, job: Job, beside: Sequence[Path], on_progress: OnProgress) -> MergedFile:
+        merged = await self._run(MergedFile, replace(job, targets=_absolute(beside)), on_progress)
+        if merged.beside is None:
+            _remove(_absolute(beside))
+        return merged
 
     async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
         """Make what lies beside a merged file: see :mod:`services.merge.media.sidecars`."""
         job = replace(self._job("sidecars", [merged]), targets=_absolute(targets), frames=frames)
-        try:
-            return await self._run(SidecarFiles, job, None, _ignore)
-        except BaseException:
-            for target in targets:
-                target.unlink(missing_ok=True)
-            raise
+        return await self._run(SidecarFiles, job, _ignore)
 
     def _job(
         self,
@@ -155,7 +166,7 @@ class MediaRunner:
             even_loudness=self._even_loudness,
         )
 
-    async def _run(self, kind: type[ResultT], job: Job, target: Path | None, on_progress: OnProgress) -> ResultT:
+    async def _run(self, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
         done = False
         try:
             process = await self._children.take()
@@ -166,8 +177,8 @@ class MediaRunner:
             done = True
             return result
         finally:
-            if target is not None and not done:
-                target.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call, and it must not be cancelled
+            if not done:
+                _remove([job.target, *job.targets])
 
 
 async def _start() -> Process:
@@ -188,10 +199,10 @@ async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress
     assert process.stderr is not None
     tail = asyncio.create_task(_tail(process.stderr))
     try:
-        async with asyncio.timeout(job.limits.wall_seconds):
-            return await _follow(process, kind, job, on_progress)
-    except TimeoutError as error:
-        raise MediaError(ErrorType.TIME_EXCEEDED, "Processing this video takes too long.") from error
+        result = await _answer(process, kind, job, on_progress)
+        if isinstance(result, MergedFile) and result.beside is None and job.targets:
+            _kill(process)
+            log.warning("%s made nothing beside its video\n%s", job.kind, await tail)
     except MediaError as error:
         _kill(process)
         level = logging.WARNING if error.retryable else logging.INFO
@@ -201,32 +212,46 @@ async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress
         _kill(process)
         log.warning("%s broke the protocol: %s\n%s", job.kind, error, await tail)
         raise MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.") from error
+    else:
+        return result
     finally:
         tail.cancel()
 
 
-async def _follow(process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
+async def _answer(process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
+    """The last result. What was told stands, whatever becomes of the child after it."""
+    results: list[ResultT] = []
+    try:
+        async with asyncio.timeout(job.limits.wall_seconds):
+            await _follow(process, kind, job, on_progress, results)
+    except TimeoutError as error:
+        if not results:
+            raise MediaError(ErrorType.TIME_EXCEEDED, "Processing this video takes too long.") from error
+    return results[-1]
+
+
+async def _follow(
+    process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress, results: list[ResultT]
+) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     with suppress(ConnectionError):  # it died early; its exit says why
         process.stdin.write(job.to_json())
         process.stdin.write_eof()
         await process.stdin.drain()
-    result: ResultT | None = None
     while line := await _read_line(process.stdout):
         match parse_line(line):
             case {"progress": value}:
                 on_progress(*parse_progress(value))
             case {"result": value}:
-                result = parse_result(kind, value)
+                results.append(parse_result(kind, value))
             case {"error": value}:
                 raise parse_error(value)
             case _:
                 raise ProtocolError("an unknown message")
     code = await process.wait()
-    if code != 0 or result is None:
+    if not results:
         raise _death(code)
-    return result
 
 
 def _death(code: int) -> MediaError:
@@ -281,6 +306,12 @@ def _environment() -> dict[str, str]:
 
 def _absolute(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(os.path.abspath(path) for path in paths)
+
+
+def _remove(paths: Sequence[str]) -> None:
+    """A few system calls, which must not be cancelled."""
+    for path in filter(None, paths):
+        Path(path).unlink(missing_ok=True)
 
 
 def _ignore(done: int, expected: int) -> None:

@@ -1,17 +1,20 @@
 """Stills of a merged video: a poster for each statement, and a storyboard to look at while seeking. JPEG.
 
-Little is decoded: the first second of every statement, and of the rest a keyframe here and there. A poster is the
-one of three pictures of that second that shows most (its brightness varies most), so neither black nor a flash. A
-tile of the storyboard is a keyframe and stands for all frames up to the next tile; every statement begins one.
+They are taken from pictures that are decoded anyway, when the video is verified; of a video that lies there
+already little is decoded, the first second of every statement and of the rest a keyframe here and there. A poster
+is the one of three pictures of that second that shows most (its brightness varies most), so neither black nor a
+flash. A tile of the storyboard is a keyframe and stands for all frames up to the next tile; every statement begins one.
 
 JPEG is BT.601 in full range (JFIF), the video BT.709 in limited range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice, pairwise
 from statistics import pvariance
 from typing import BinaryIO
 
@@ -36,7 +39,7 @@ COLUMNS = 10
 MAX_TILES = 100  # and one a statement
 TILE_FRAMES = 2 * FPS  # no closer
 CANDIDATES = (9, 18, 27)
-RUN_PACKETS = CANDIDATES[-1] + 5  # the last candidate may be behind a few frames that are shown later
+REORDERED = 4  # a frame may come behind so many that are shown later
 JPEG_QUANTISER = 4
 SAMPLE = 32, 18  # of a picture, to see how much it shows
 NEUTRAL = 128
@@ -52,64 +55,119 @@ class Storyboard:
     frames: tuple[int, ...]
 
 
-def write_stills(
-    source: Source, posters: Sequence[BinaryIO], sheet: BinaryIO, counts: Sequence[int]
-) -> Storyboard:
-    """A poster for each statement, ``counts`` being their frames, and the sheet."""
-    starts = {sum(counts[:i]): poster for i, poster in enumerate(posters)}
-    apart = max(TILE_FRAMES, -(-sum(counts) // MAX_TILES))
-    tiles: dict[int, VideoFrame] = {}
-    with as_media_error(ErrorType.WORKER_FAILED, "The stills could not be made."), source.container() as container:
-        stream = source.video(container)
-        small = _Shrinker(stream, TILE, source.threads)
-        large = _Shrinker(stream, POSTER, source.threads)
-        for start, packets in _runs(demux(container, stream), starts, apart):
-            frames = _decoded(stream, packets)
-            tiles[start] = small.shrunk(frames[0])
-            if start in starts:
-                own = frames[: counts[list(starts).index(start)]]
-                starts[start].write(_jpeg(large.shrunk(most_telling(own))))
-        board = _sheet(list(tiles.values()))
-        sheet.write(_jpeg(board))
-    first = next(iter(tiles.values()))
-    return Storyboard(first.width, first.height, min(COLUMNS, len(tiles)), tuple(tiles))
+class Stills:
+    """Takes what it needs of the pictures that it sees. ``counts`` are the statements' frames, ``aspect`` is the
+    shape of a stored pixel, width over height."""
+
+    def __init__(self, counts: Sequence[int], aspect: Fraction, threads: int) -> None:
+        self._starts = [sum(counts[:statement]) for statement in range(len(counts))]
+        self._apart = max(TILE_FRAMES, -(-sum(counts) // MAX_TILES))
+        self._candidates = [
+            [start + place for place in candidates(count)]
+            for start, count in zip(self._starts, counts, strict=True)
+        ]
+        self._small = _Shrinker(aspect, TILE, threads)
+        self._large = _Shrinker(aspect, POSTER, threads)
+        self._seen: list[list[VideoFrame]] = [[] for _ in counts]
+        self._posters: dict[int, VideoFrame] = {}
+        self._tiles: dict[int, VideoFrame] = {}
+        self._error: Exception | None = None
+
+    def needs(self, groups: Sequence[range]) -> list[range]:
+        """What has to be decoded of a video with these groups of pictures, as ranges of packets."""
+        found: dict[int, range] = {}
+        for start, wanted in zip(self._starts, self._candidates, strict=True):
+            last = wanted[-1] + REORDERED + 1
+            found |= {g.start: range(g.start, min(g.stop, last)) for g in groups if start <= g.start <= wanted[-1]}
+        tile = -self._apart
+        for group in groups:
+            if self._begins_tile(group.start, tile):
+                tile = group.start
+                found.setdefault(tile, range(tile, tile + 1))
+        return [found[start] for start in sorted(found)]
+
+    def see(self, number: int, frame: VideoFrame) -> None:
+        """Shows frame ``number``; they come in order, and of those that are needed none is left out. Raises
+        nothing: whoever decodes has other things to do, and :meth:`write` will tell."""
+        if self._error is not None:
+            return
+        try:
+            self._take(number, frame)
+        except Exception as error:
+            self._error = error
+
+    def fail(self, error: Exception) -> None:
+        """What is needed cannot be shown."""
+        self._error = self._error or error
+
+    def write(self, posters: Sequence[BinaryIO], sheet: BinaryIO) -> Storyboard:
+        """Raises MediaError, and whatever went wrong before."""
+        with as_media_error(ErrorType.WORKER_FAILED, "The stills could not be made."):
+            if self._error is not None:
+                raise self._error
+            if not self._tiles or len(self._posters) != len(posters):
+                raise MediaError(ErrorType.VERIFICATION_FAILED, "A keyframe of the merged video does not decode.")
+            for statement, poster in enumerate(posters):
+                poster.write(_jpeg(self._posters[statement]))
+            sheet.write(_jpeg(_sheet(list(self._tiles.values()))))
+        first = next(iter(self._tiles.values()))
+        return Storyboard(first.width, first.height, min(COLUMNS, len(self._tiles)), tuple(self._tiles))
+
+    def _begins_tile(self, keyframe: int, last: int) -> bool:
+        return keyframe in self._starts or keyframe - last >= self._apart
+
+    def _take(self, number: int, frame: VideoFrame) -> None:
+        if frame.key_frame and self._begins_tile(number, next(reversed(self._tiles), -self._apart)):
+            self._tiles[number] = self._small.shrunk(frame)
+        statement = bisect_right(self._starts, number) - 1
+        wanted = self._candidates[statement]
+        if number in wanted:
+            self._seen[statement].append(frame)
+        if number == wanted[-1]:
+            self._posters[statement] = self._large.shrunk(most_telling(self._seen[statement]))
+            self._seen[statement].clear()
 
 
-def _runs(
-    packets: Iterator[Packet[Stream]], starts: dict[int, BinaryIO], apart: int
-) -> Iterator[tuple[int, list[Packet[Stream]]]]:
-    """Packets that are decoded together: a keyframe, by its number, and as many after it as are needed."""
-    run: list[Packet[Stream]] = []
-    first = -apart
+def look_through(source: Source, counts: Sequence[int]) -> Stills:
+    """What :class:`Stills` needs to see of a merged video, decoded for that alone."""
+    with as_media_error(ErrorType.WORKER_FAILED, "The stills could not be made."):
+        groups = _groups(source)
+        with source.container() as container:
+            stream = source.video(container)
+            stills = Stills(counts, stream.sample_aspect_ratio or Fraction(1), source.threads)
+            packets = (packet for packet in demux(container, stream) if packet.size)
+            position = 0
+            for needed in stills.needs(groups):
+                for frame in _decoded(stream, islice(packets, needed.start - position, needed.stop - position)):
+                    assert frame.pts is not None
+                    stills.see(round(seconds(frame.pts, stream.time_base) * FPS), frame)
+                position = needed.stop
+    return stills
+
+
+def _groups(source: Source) -> list[range]:
+    """From keyframe to keyframe, in packets."""
+    with source.container() as container:
+        packets = (packet for packet in demux(container, source.video(container)) if packet.size)
+        keys = [packet.is_keyframe for packet in packets]
+    return [range(a, b) for a, b in pairwise([*(number for number, key in enumerate(keys) if key), len(keys)])]
+
+
+def _decoded(stream: VideoStream, packets: Iterable[Packet[Stream]]) -> Iterator[VideoFrame]:
     for packet in packets:
-        if not packet.size:
-            continue
-        if packet.is_keyframe:
-            assert packet.pts is not None
-            frame = round(seconds(packet.pts, packet.time_base) * FPS)
-            if frame in starts or frame - first >= apart:
-                if run:
-                    yield first, run
-                run, first = [], frame
-        if not run or (first in starts and len(run) < RUN_PACKETS):
-            run.append(packet)
-    if run:
-        yield first, run
+        yield from (frame for frame in packet.decode() if isinstance(frame, VideoFrame))
+    yield from stream.codec_context.decode(None)
+    stream.codec_context.flush_buffers()
 
 
-def _decoded(stream: VideoStream, packets: Sequence[Packet[Stream]]) -> list[VideoFrame]:
-    context = stream.codec_context
-    frames = [frame for packet in packets for frame in packet.decode() if isinstance(frame, VideoFrame)]
-    frames += context.decode(None)
-    context.flush_buffers()
-    if not frames:
-        raise MediaError(ErrorType.VERIFICATION_FAILED, "A keyframe of the merged video does not decode.")
-    return frames
+def candidates(count: int) -> list[int]:
+    """Which frames may become the poster of a statement of so many."""
+    return sorted({min(place, count - 1) for place in CANDIDATES})
 
 
 def most_telling(frames: Sequence[VideoFrame]) -> VideoFrame:
-    """The candidate whose brightness varies most; of a short clip, what there is."""
-    return max((frames[min(i, len(frames) - 1)] for i in CANDIDATES), key=_variety)
+    """The one whose brightness varies most."""
+    return max(frames, key=_variety)
 
 
 def _variety(frame: VideoFrame) -> float:
@@ -126,8 +184,8 @@ def _rows(plane: VideoPlane, width: int, height: int) -> Iterator[bytes]:
 class _Shrinker:
     """Pictures as they are displayed, within a size."""
 
-    def __init__(self, stream: VideoStream, within: Canvas, threads: int) -> None:
-        self._aspect = stream.sample_aspect_ratio or Fraction(1)
+    def __init__(self, aspect: Fraction, within: Canvas, threads: int) -> None:
+        self._aspect = aspect
         self._within = within
         self._threads = threads
         self._fitter: Fitter | None = None

@@ -4,14 +4,18 @@ Checked: frame i is shown at exactly i/FPS and decodes without error, the frames
 every clip begins with an IDR (so a player may jump there), and the sound ends with the picture. Of what was
 encoded all is decoded; of what was copied the groups of pictures on either side of each boundary, since inside of
 a clip nothing was changed.
+
+Whoever wants pictures of the video sees them here, where they are decoded anyway. What is decoded of a copy only
+to be seen proves nothing: it came as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import BinaryIO
+from itertools import islice
+from typing import BinaryIO, Protocol
 
 import av
 from av.container import InputContainer
@@ -29,22 +33,46 @@ AAC_SAMPLES = 1024
 STRICT = {"err_detect": "explode"}  # an error that a decoder would hide becomes one that is raised
 
 
+class Onlooker(Protocol):
+    """Sees pictures of the video, in their order. Its methods raise nothing."""
+
+    def needs(self, groups: Sequence[range]) -> list[range]:
+        """What it needs to see of a video with these groups of pictures: packets from a keyframe on, in order."""
+
+    def see(self, number: int, frame: VideoFrame) -> None:
+        """Frame ``number``. There come others too than it needs."""
+
+    def fail(self, error: Exception) -> None:
+        """Something that it needs cannot be decoded."""
+
+
 def verify(
-    file: BinaryIO, counts: tuple[int, ...], shape: tuple[int, int], threads: int, progress: Progress
+    file: BinaryIO,
+    counts: tuple[int, ...],
+    shape: tuple[int, int],
+    threads: int,
+    progress: Progress,
+    onlooker: Onlooker | None = None,
 ) -> None:
     """Raises MediaError verification_failed."""
     with _opened(file) as container:
-        _verify_video(container, counts, shape, threads, progress)
+        _verify_video(container, counts, shape, threads, progress, onlooker)
     with _opened(file) as container:
         _verify_audio(container, sum(counts))
 
 
-def verify_copy(file: BinaryIO, counts: tuple[int, ...], shape: tuple[int, int], threads: int) -> None:
+def verify_copy(
+    file: BinaryIO,
+    counts: tuple[int, ...],
+    shape: tuple[int, int],
+    threads: int,
+    onlooker: Onlooker | None = None,
+) -> None:
     """The same for a copy. Raises MediaError verification_failed."""
     with _opened(file) as container:
         groups = _groups(container, counts)
     with _opened(file) as container:
-        _verify_groups(container, _around_boundaries(groups, counts), shape, threads)
+        _verify_groups(container, groups, counts, shape, threads, onlooker)
     with _opened(file) as container:
         _verify_audio(container, sum(counts))
 
@@ -102,27 +130,56 @@ def _around_boundaries(groups: list[range], counts: tuple[int, ...]) -> list[ran
     return chosen
 
 
-def _verify_groups(container: InputContainer, ranges: list[range], shape: tuple[int, int], threads: int) -> None:
+def _verify_groups(
+    container: InputContainer,
+    groups: list[range],
+    counts: tuple[int, ...],
+    shape: tuple[int, int],
+    threads: int,
+    onlooker: Onlooker | None,
+) -> None:
     stream = _decoder(container, threads)
+    proofs = _around_boundaries(groups, counts)
+    needed = onlooker.needs(groups) if onlooker is not None else []
+    extra = [chosen for chosen in needed if not any(chosen.start in proof for proof in proofs)]
+    packets = (packet for packet in container.demux(stream) if packet.size)
     seen: list[Fraction] = []
-
-    def look(frames: Iterable[VideoFrame]) -> None:
-        for frame in frames:
+    position = 0
+    for chosen in sorted([*proofs, *extra], key=lambda chosen: chosen.start):
+        own = islice(packets, chosen.start - position, chosen.stop - position)
+        position = chosen.stop
+        if chosen in extra:
+            assert onlooker is not None
+            _show(stream, own, onlooker)
+            continue
+        for frame in _decoded(stream, own):
             if frame.pts is None or frame.is_corrupt or (frame.width, frame.height) != shape:
                 raise _failed("a frame is damaged")
             seen.append(_frame_number(frame.pts, stream.time_base))  # a flushed frame has none
-
-    waiting = list(reversed(ranges))
-    for number, packet in enumerate(p for p in container.demux(stream) if p.size):
-        if not waiting or number < waiting[-1].start:
-            continue
-        look(stream.decode(packet))
-        if number + 1 == waiting[-1].stop:
-            look(stream.decode(None))
-            stream.codec_context.flush_buffers()
-            waiting.pop()
-    if seen != [number for chosen in ranges for number in chosen]:
+            if onlooker is not None:
+                onlooker.see(int(seen[-1]), frame)
+    if seen != [number for proof in proofs for number in proof]:
         raise _failed("frames around a boundary are not where they belong")
+
+
+def _decoded(stream: VideoStream, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
+    """A few packets from a keyframe on, by themselves."""
+    for packet in packets:
+        yield from stream.decode(packet)
+    yield from stream.decode(None)
+    stream.codec_context.flush_buffers()
+
+
+def _show(stream: VideoStream, packets: Iterator[Packet[VideoStream]], onlooker: Onlooker) -> None:
+    try:
+        for frame in _decoded(stream, packets):
+            if frame.pts is not None:
+                onlooker.see(round(_frame_number(frame.pts, stream.time_base)), frame)
+    except av.error.FFmpegError as error:
+        onlooker.fail(error)
+        stream.codec_context.flush_buffers()
+        for _ in packets:  # the next ones are counted from here
+            pass
 
 
 def _starts(counts: tuple[int, ...]) -> list[int]:
@@ -130,7 +187,12 @@ def _starts(counts: tuple[int, ...]) -> list[int]:
 
 
 def _verify_video(
-    container: InputContainer, counts: tuple[int, ...], shape: tuple[int, int], threads: int, progress: Progress
+    container: InputContainer,
+    counts: tuple[int, ...],
+    shape: tuple[int, int],
+    threads: int,
+    progress: Progress,
+    onlooker: Onlooker | None,
 ) -> None:
     stream = _decoder(container, threads)
     starts = set(_starts(counts))
@@ -146,6 +208,8 @@ def _verify_video(
                 raise _failed("a frame is damaged")
             if _frame_number(frame.pts, frame.time_base) != shown:
                 raise _failed(f"frame {shown} is not where it belongs")
+            if onlooker is not None:
+                onlooker.see(shown, frame)
             shown += 1
             progress.advance()
     if starts or shown != sum(counts):
