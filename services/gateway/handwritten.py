@@ -120,7 +120,16 @@ def _bytes(
         "parameters": parameters,
         "responses": {
             "200": {"description": "The whole file.", "content": {kind: {}}},
-            **({"206": {"description": "The range asked for.", "content": {kind: {}}}} if ranges else {}),
+            **(
+                {
+                    "206": {
+                        "description": "The ranges asked for.",
+                        "content": {kind: {}, "multipart/byteranges": {}},
+                    }
+                }
+                if ranges
+                else {}
+            ),
             "304": {"description": "The client's copy is current."},
         },
         "x-problems": _MEDIA_PROBLEMS,

@@ -29,7 +29,7 @@ PIECE = 8 << 20
 """The least size of a multipart piece but the last, in bytes (S3 demands 5 MiB)."""
 
 _MOST_PIECES = 10_000
-_READ = 1 << 20
+_READ = 128 << 10  # what a reader that stands still holds, beside its connection's buffer
 _MISSING = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
 # What servers say when they have no room; AWS never does.
 _FULL = {"507", "EntityTooLarge", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
@@ -114,7 +114,7 @@ class S3Bucket:
         return ObjectInfo(key, head["ContentLength"], head["LastModified"])
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes [start, end) in pieces of at most 1 MiB. Raises NotFound at the first."""
+        """The bytes [start, end) in pieces of at most 128 KiB. Raises NotFound at the first."""
         if end is not None and end <= start:
             await self.head(key)
             return
