@@ -27,7 +27,7 @@ from services.gateway.callers import Metadata
 from services.gateway.config import GatewaySettings
 from services.gateway.problems import Problem
 from twotruths.merge.v1.video_pb2 import StoredFile, Video
-from twotruths.merge.v1.video_service_pb2 import GetVideoRequest
+from twotruths.merge.v1.video_service_pb2 import GetPlaybackRequest, GetPlaybackResponse, GetVideoRequest
 from twotruths.merge.v1.video_service_pb2_grpc import VideoServiceStub
 from twotruths.upload.v1.upload_pb2 import File
 from twotruths.upload.v1.upload_service_pb2 import GetFileRequest
@@ -121,6 +121,19 @@ class Access:
         if with_sidecars and not video.HasField("sidecars"):
             raise _no_sidecar()
         return video
+
+    async def elsewhere(self, request: web.Request) -> GetPlaybackResponse | None:
+        """Where the bytes of a video are for whom the signature in the query permits it, once :meth:`merged` has
+        said so; None when the gateway delivers them. That is always so for a bearer: clients send their token
+        along to where they are sent, and S3 refuses a request that proves itself twice."""
+        if self._settings.media_delivery == "gateway" or _SIGNED not in request.query:
+            return None
+        asked = GetPlaybackRequest(video_file_id=request.match_info["video_file_id"])
+        timeout = self._settings.gateway_call_timeout_seconds
+        try:
+            return await self._videos.GetPlayback(asked, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise problems.from_error(from_rpc_error(error)) from error
 
     async def file(self, request: web.Request) -> Readable:
         """The uploaded file of a request, by the player's token."""

@@ -58,7 +58,7 @@ def create(
     access = Access(channels["upload"], channels["merge"], signer=signer, settings=settings, clock=clock)
     sender = Sender(store, readers=settings.store_readers, patience=settings.gateway_store_wait_seconds)
     app.on_cleanup.append(_closing(sender))
-    media = MediaRoutes(access, sender)
+    media = MediaRoutes(access, sender, redirect=settings.media_redirect)
     video = "/api/v1/media/stream/{video_file_id}"
     router.add_get(video, media.video)
     router.add_get(video + "/posters/{statement:[0-9]{1,4}}.jpg", media.poster)

@@ -38,6 +38,11 @@ class GatewaySettings(CommonSettings):
     gateway_store_wait_seconds: float = Field(
         5.0, ge=0, description="how long a download waits for its turn until it is 503"
     )
+    media_redirect: bool = Field(
+        False,
+        description="whether a signed URL of a video answers 302 to whom media_delivery names, "
+        "instead of passing the bytes on",
+    )
 
     @property
     def store_readers(self) -> int:

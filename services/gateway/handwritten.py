@@ -101,7 +101,14 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
 
 
 def _bytes(
-    name: str, parameter: str, summary: str, *, signed: bool, ranges: bool = True, kind: str = "*/*"
+    name: str,
+    parameter: str,
+    summary: str,
+    *,
+    signed: bool,
+    ranges: bool = True,
+    kind: str = "*/*",
+    moves: bool = False,
 ) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [{"name": parameter, "in": "path", "required": True, "schema": _ID}]
     if ranges:
@@ -130,6 +137,7 @@ def _bytes(
                 if ranges
                 else {}
             ),
+            **({"302": {"description": "Another delivers the bytes, see Location."}} if moves else {}),
             "304": {"description": "The client's copy is current."},
         },
         "x-problems": _MEDIA_PROBLEMS,
@@ -206,6 +214,7 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
         "video_file_id",
         "A merged video, by bearer token or by the signature in the URL.",
         signed=True,
+        moves=True,
     ),
     **_BESIDE,
     "/api/v1/files/{file_id}": _bytes("GetFile", "file_id", "An uploaded file.", signed=False),

@@ -16,7 +16,6 @@ from services.gateway.access import Access, Readable, permission
 from services.gateway.byteranges import Body, Part, multipart
 from services.gateway.problems import Problem
 from services.gateway.sending import Answer, Sender
-from twotruths.merge.v1.video_pb2 import Video
 
 # Media that a browser shows without running anything; all else is saved, not shown.
 _SHOWN = re.compile(r"(video|audio)/.*|image/(jpeg|png|gif|webp|avif)|text/vtt|application/vnd\.apple\.mpegurl")
@@ -28,12 +27,19 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-
 class MediaRoutes:
     """GET and HEAD of videos, what lies beside them, and files."""
 
-    def __init__(self, access: Access, sender: Sender) -> None:
+    def __init__(self, access: Access, sender: Sender, *, redirect: bool) -> None:
+        self._redirect = redirect
         self._access = access
         self._sender = sender
 
     async def video(self, request: web.Request) -> web.StreamResponse:
         """/api/v1/media/stream/{video_file_id}. Raises Problem."""
+        if self._redirect and request.method == "GET" and "download" not in request.query:
+            await self._access.video(request)
+            if there := await self._access.elsewhere(request):
+                # The signature in it is for this client alone, and ends.
+                headers = {"Location": there.streaming_url, "Cache-Control": "no-store"}
+                return web.Response(status=302, headers=headers)
         return await self._serve(request, self._access.video)
 
     async def poster(self, request: web.Request) -> web.StreamResponse:
@@ -50,18 +56,22 @@ class MediaRoutes:
 
     async def storyboard(self, request: web.Request) -> web.StreamResponse:
         """…/storyboard.vtt of a video. Raises Problem."""
-        return await self._write(request, playlists.storyboard, "text/vtt")
+        return await self._write(request, "text/vtt")
 
     async def playlist(self, request: web.Request) -> web.StreamResponse:
         """…/hls.m3u8 of a video. Raises Problem."""
-        return await self._write(request, playlists.playlist, "application/vnd.apple.mpegurl")
+        return await self._write(request, "application/vnd.apple.mpegurl")
 
-    async def _write(
-        self, request: web.Request, text: Callable[[Video, str], str], mime_type: str
-    ) -> web.StreamResponse:
+    async def _write(self, request: web.Request, mime_type: str) -> web.StreamResponse:
         """A text about a video, which carries on the permission that it was asked for with."""
         video = await self._access.merged(request, with_sidecars=True)
-        body = text(video, permission(request)).encode()
+        there, query = await self._access.elsewhere(request), permission(request)
+        if mime_type == "text/vtt":
+            sheet = there.storyboard.image_url if there else playlists.SHEET + query
+            body = playlists.storyboard(video, sheet).encode()
+        else:
+            rendition = there.rendition_url if there else playlists.RENDITION + query
+            body = playlists.playlist(video, rendition).encode()
         written = Readable(
             object_key="",
             size=len(body),
