@@ -26,7 +26,7 @@ from services.gateway import callers, problems
 from services.gateway.callers import Metadata
 from services.gateway.config import GatewaySettings
 from services.gateway.problems import Problem
-from twotruths.merge.v1.video_pb2 import StoredFile, Video
+from twotruths.merge.v1.video_pb2 import VISIBILITY_PUBLIC, StoredFile, Video
 from twotruths.merge.v1.video_service_pb2 import GetPlaybackRequest, GetPlaybackResponse, GetVideoRequest
 from twotruths.merge.v1.video_service_pb2_grpc import VideoServiceStub
 from twotruths.upload.v1.upload_pb2 import File
@@ -103,6 +103,7 @@ class Access:
                 expires=query.get("expires", ""),
                 key_id=query.get("key_id", ""),
                 signature=query[_SIGNED],
+                public=query.get("public", ""),
                 now=self._clock().timestamp(),
             )
             metadata: Metadata = ()  # the channel adds the gateway's own token
@@ -118,6 +119,8 @@ class Access:
             return answer.video
 
         video = await self._remember((f"video/{video_id}", _digest(metadata)), ask)
+        if _SIGNED in request.query and "public" in request.query and video.visibility != VISIBILITY_PUBLIC:
+            raise Problem(403, "VIDEO_WITHDRAWN", "this video is not public any more")
         if with_sidecars and not video.HasField("sidecars"):
             raise _no_sidecar()
         return video
@@ -174,7 +177,8 @@ def permission(request: web.Request) -> str:
     """The query of a signed URL, with its question mark; empty for a request that has none."""
     if _SIGNED not in request.query:
         return ""
-    return "?" + urlencode({name: request.query.get(name, "") for name in ("expires", "key_id", _SIGNED)})
+    names = ("expires", "key_id", _SIGNED, *(("public",) if "public" in request.query else ()))
+    return "?" + urlencode({name: request.query.get(name, "") for name in names})
 
 
 def _digest(metadata: Metadata) -> str:

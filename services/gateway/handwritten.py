@@ -119,7 +119,7 @@ def _bytes(
     if signed:
         parameters += [
             {"name": query, "in": "query", "required": False, "schema": {"type": "string"}}
-            for query in ("expires", "key_id", "signature")
+            for query in ("expires", "key_id", "signature", "public")
         ]
     operation = {
         "tags": ["Media"],

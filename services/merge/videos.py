@@ -107,15 +107,16 @@ class MergedVideos:
             found = Playback(stream_url(id_), Delivery.DIRECT, None, sidecar_urls(id_, video.sidecars))
             why = ("prefer_signed=false", *why)
         else:
-            found = await self._signed(video)
+            found = await self._signed(video, public=not caller.is_service and caller.subject != video.owner)
             why = ("media_delivery", *why) if self._links is not None else why
         url = found.sidecars.hls if form is Form.HLS and found.sidecars is not None else found.url
         return replace(found, url=url, form=form, decided_by=why)
 
-    async def _signed(self, video: Video) -> Playback:
-        """With URLs that carry their permission. Texts stay the gateway's, whoever delivers the rest."""
+    async def _signed(self, video: Video, *, public: bool) -> Playback:
+        """With URLs that carry their permission, ``public``: until the video is withdrawn. Texts stay the
+        gateway's, whoever delivers the rest."""
         now = self._clock().timestamp()
-        query = self._signer.sign(video.id, now=now, ttl=self._ttl + sum(video.frames) / FPS)
+        query = self._signer.sign(video.id, now=now, ttl=self._ttl + sum(video.frames) / FPS, public=public)
         until = datetime.fromtimestamp(query.expires, UTC)
         beside = sidecar_urls(video.id, video.sidecars, f"?{query.query()}")
         if self._links is None:

@@ -22,6 +22,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.routes import RouteError
 from tests.rpc.gateway_world import NOW, World, connection, open_world
 from tests.unit.test_gateway_routes import service
+from twotruths.merge.v1.video_pb2 import VISIBILITY_PRIVATE, VISIBILITY_PUBLIC
 from twotruths.upload.v1.upload_pb2 import File
 
 CONTENT = bytes(range(256)) * 5000  # 1.28 MB
@@ -177,6 +178,36 @@ async def test_a_signed_url_is_the_permission_for_one_video_until_it_expires(wor
         async with world.call("GET", f"/api/v1/media/stream/{id_}?{query}", user="bob") as response:
             assert response.status == 403
             assert (await response.json(content_type=None))["reason"] == reason
+
+
+async def test_a_signed_url_of_a_public_video_ends_when_it_is_withdrawn_and_its_owners_does_not(
+    keys: KeyRing, tmp_path: Path
+) -> None:
+    async with open_world(keys, tmp_path, gateway_access_cache_seconds=0) as world:
+        video = await world.add_video(b"abc", public=True)
+        own, public = (
+            world.signer.sign(video, now=NOW.seconds, ttl=60, public=public).query() for public in (False, True)
+        )
+        for visibility, status in ((VISIBILITY_PUBLIC, 200), (VISIBILITY_PRIVATE, 403), (VISIBILITY_PUBLIC, 200)):
+            world.merges.videos[video][1].visibility = visibility
+            for query, expected in ((own, 200), (public, status), (public.replace("public=1", "public="), 403)):
+                async with world.call("GET", f"/api/v1/media/stream/{video}?{query}", user="") as response:
+                    assert response.status == expected
+                    if (query, expected) == (public, 403):
+                        assert (await response.json(content_type=None))["reason"] == "VIDEO_WITHDRAWN"
+
+
+async def test_a_download_goes_on_under_a_renewed_url(world: World) -> None:
+    video = await world.add_video(CONTENT)
+    old, new = (world.signer.sign(video, now=NOW.seconds, ttl=ttl).query() for ttl in (60, 3600))
+    async with world.call("GET", f"/api/v1/media/stream/{video}?{old}", user="") as response:
+        etag = response.headers["ETag"]
+        begun = await response.content.readexactly(1000)
+        response.close()
+    asked = {"Range": "bytes=1000-", "If-Range": etag}
+    async with world.call("GET", f"/api/v1/media/stream/{video}?{new}", user="", headers=asked) as response:
+        assert (response.status, response.headers["ETag"]) == (206, etag)
+        assert begun + await response.read() == CONTENT
 
 
 PLAYLIST = """#EXTM3U

@@ -16,7 +16,7 @@ from services.common.clock import utc_now
 from services.common.context import Principal
 from services.common.playback import PlaybackSigner
 from services.merge.adapters.s3_links import S3Links
-from services.merge.domain import Rendition, Sidecars, StoredFile, Storyboard, Video
+from services.merge.domain import Rendition, Sidecars, StoredFile, Storyboard, Video, Visibility
 from services.merge.ports import Delivery, Links, Signed
 from services.merge.videos import Form, MergedVideos
 
@@ -56,6 +56,14 @@ async def videos(links: Links | None = None, *, sidecars: Sidecars | None = SIDE
 async def test_a_signed_url_outlasts_the_video_by_the_margin() -> None:
     playback = await (await videos()).playback(ALICE, "v", signed=True)
     assert playback.expires_at == NOW + timedelta(seconds=3600 + sum(FRAMES) / 30)
+
+
+async def test_a_stranger_gets_a_url_that_ends_with_the_videos_being_public() -> None:
+    some = await videos()
+    await some.set_visibility("alice", "v", Visibility.PUBLIC)
+    for caller, public in ((ALICE, False), (Principal("bob", frozenset()), True)):
+        playback = await some.playback(caller, "v", signed=True)
+        assert ("public=1" in playback.url) is public
 
 
 async def test_a_tv_gets_hls_where_there_is_one_and_the_answer_says_why() -> None:
