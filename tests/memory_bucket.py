@@ -40,7 +40,7 @@ class MemoryBucket(S3Bucket):
             held[0].set()
             await held[1].wait()
 
-    async def put(self, key: str, body: bytes | BinaryIO, *, sha256: str = "") -> None:
+    async def put(self, key: str, body: bytes | BinaryIO, *, sha256: str = "", mime_type: str = "") -> None:
         await self._pass("put")
         self.objects[key] = body if isinstance(body, bytes) else body.read()
 

@@ -57,6 +57,11 @@ class CommonSettings(BaseSettings):
         description="keys of signed playback URLs, {key id: hex}; the first signs",
     )
 
+    media_delivery: Literal["gateway", "s3", "cdn"] = Field(
+        "gateway",
+        description="who delivers videos: the gateway, S3 (presigned URLs), CloudFront (signed URLs)",
+    )
+
     log_format: Literal["console", "json"] = Field("console", description="how log lines look")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
     metrics_listen: str = Field(

@@ -26,8 +26,8 @@ from services.gateway import callers, problems
 from services.gateway.callers import Metadata
 from services.gateway.config import GatewaySettings
 from services.gateway.problems import Problem
-from twotruths.merge.v1.video_pb2 import StoredFile, Video
-from twotruths.merge.v1.video_service_pb2 import GetVideoRequest
+from twotruths.merge.v1.video_pb2 import VISIBILITY_PUBLIC, StoredFile, Video
+from twotruths.merge.v1.video_service_pb2 import GetPlaybackRequest, GetPlaybackResponse, GetVideoRequest
 from twotruths.merge.v1.video_service_pb2_grpc import VideoServiceStub
 from twotruths.upload.v1.upload_pb2 import File
 from twotruths.upload.v1.upload_service_pb2 import GetFileRequest
@@ -103,6 +103,7 @@ class Access:
                 expires=query.get("expires", ""),
                 key_id=query.get("key_id", ""),
                 signature=query[_SIGNED],
+                public=query.get("public", ""),
                 now=self._clock().timestamp(),
             )
             metadata: Metadata = ()  # the channel adds the gateway's own token
@@ -118,9 +119,24 @@ class Access:
             return answer.video
 
         video = await self._remember((f"video/{video_id}", _digest(metadata)), ask)
+        if _SIGNED in request.query and "public" in request.query and video.visibility != VISIBILITY_PUBLIC:
+            raise Problem(403, "VIDEO_WITHDRAWN", "this video is not public any more")
         if with_sidecars and not video.HasField("sidecars"):
             raise _no_sidecar()
         return video
+
+    async def elsewhere(self, request: web.Request) -> GetPlaybackResponse | None:
+        """Where the bytes of a video are for whom the signature in the query permits it, once :meth:`merged` has
+        said so; None when the gateway delivers them. That is always so for a bearer: clients send their token
+        along to where they are sent, and S3 refuses a request that proves itself twice."""
+        if self._settings.media_delivery == "gateway" or _SIGNED not in request.query:
+            return None
+        asked = GetPlaybackRequest(video_file_id=request.match_info["video_file_id"])
+        timeout = self._settings.gateway_call_timeout_seconds
+        try:
+            return await self._videos.GetPlayback(asked, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise problems.from_error(from_rpc_error(error)) from error
 
     async def file(self, request: web.Request) -> Readable:
         """The uploaded file of a request, by the player's token."""
@@ -161,7 +177,8 @@ def permission(request: web.Request) -> str:
     """The query of a signed URL, with its question mark; empty for a request that has none."""
     if _SIGNED not in request.query:
         return ""
-    return "?" + urlencode({name: request.query.get(name, "") for name in ("expires", "key_id", _SIGNED)})
+    names = ("expires", "key_id", _SIGNED, *(("public",) if "public" in request.query else ()))
+    return "?" + urlencode({name: request.query.get(name, "") for name in names})
 
 
 def _digest(metadata: Metadata) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import grpc
 from aiohttp import web
@@ -23,6 +23,7 @@ from services.gateway.media import MediaRoutes
 from services.gateway.openapi import OpenApiRoutes
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding, RouteError
+from services.gateway.sending import Sender
 from services.gateway.transcode import Transcoder
 
 _FIELD = re.compile(r"\{[^}]*\}")
@@ -55,7 +56,9 @@ def create(
         router.add_post(url, chunks.post)
         router.add_post(url + "/{chunk_number}", chunks.post)
     access = Access(channels["upload"], channels["merge"], signer=signer, settings=settings, clock=clock)
-    media = MediaRoutes(access, store)
+    sender = Sender(store, readers=settings.store_readers, patience=settings.gateway_store_wait_seconds)
+    app.on_cleanup.append(_closing(sender))
+    media = MediaRoutes(access, sender, redirect=settings.media_redirect)
     video = "/api/v1/media/stream/{video_file_id}"
     router.add_get(video, media.video)
     router.add_get(video + "/posters/{statement:[0-9]{1,4}}.jpg", media.poster)
@@ -76,6 +79,13 @@ def create(
         if binding.verb == "GET" and not binding.method.server_streaming:
             router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants
     return app
+
+
+def _closing(sender: Sender) -> Callable[[web.Application], Awaitable[None]]:
+    async def close(_: web.Application) -> None:
+        sender.close()
+
+    return close
 
 
 def _check_free(binding: Binding) -> None:

@@ -32,3 +32,19 @@ class GatewaySettings(CommonSettings):
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
     gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")
+    gateway_store_readers: int = Field(
+        112, ge=1, description="most downloads from S3 at once, fewer than s3_connections; the next ones wait"
+    )
+    gateway_store_wait_seconds: float = Field(
+        5.0, ge=0, description="how long a download waits for its turn until it is 503"
+    )
+    media_redirect: bool = Field(
+        False,
+        description="whether a signed URL of a video answers 302 to whom media_delivery names, "
+        "instead of passing the bytes on",
+    )
+
+    @property
+    def store_readers(self) -> int:
+        """Below the connections that there are: a download that waited for one would wait for ever."""
+        return max(1, min(self.gateway_store_readers, self.s3_connections - 4))

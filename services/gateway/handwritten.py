@@ -101,7 +101,14 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
 
 
 def _bytes(
-    name: str, parameter: str, summary: str, *, signed: bool, ranges: bool = True, kind: str = "*/*"
+    name: str,
+    parameter: str,
+    summary: str,
+    *,
+    signed: bool,
+    ranges: bool = True,
+    kind: str = "*/*",
+    moves: bool = False,
 ) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [{"name": parameter, "in": "path", "required": True, "schema": _ID}]
     if ranges:
@@ -112,7 +119,7 @@ def _bytes(
     if signed:
         parameters += [
             {"name": query, "in": "query", "required": False, "schema": {"type": "string"}}
-            for query in ("expires", "key_id", "signature")
+            for query in ("expires", "key_id", "signature", "public")
         ]
     operation = {
         "tags": ["Media"],
@@ -120,7 +127,17 @@ def _bytes(
         "parameters": parameters,
         "responses": {
             "200": {"description": "The whole file.", "content": {kind: {}}},
-            **({"206": {"description": "The range asked for.", "content": {kind: {}}}} if ranges else {}),
+            **(
+                {
+                    "206": {
+                        "description": "The ranges asked for.",
+                        "content": {kind: {}, "multipart/byteranges": {}},
+                    }
+                }
+                if ranges
+                else {}
+            ),
+            **({"302": {"description": "Another delivers the bytes, see Location."}} if moves else {}),
             "304": {"description": "The client's copy is current."},
         },
         "x-problems": _MEDIA_PROBLEMS,
@@ -197,6 +214,7 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
         "video_file_id",
         "A merged video, by bearer token or by the signature in the URL.",
         signed=True,
+        moves=True,
     ),
     **_BESIDE,
     "/api/v1/files/{file_id}": _bytes("GetFile", "file_id", "An uploaded file.", signed=False),

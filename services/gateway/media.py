@@ -1,29 +1,21 @@
-"""Bytes out: files, merged videos and what lies beside them, whole or one range; by sendfile from a local file."""
+"""Bytes out: files, merged videos and what lies beside them, whole or in ranges."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
-import logging
-import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import quote
 
 from aiohttp import web
 
-from services.common.objects import ObjectStore
-from services.gateway import conditions, playlists, problems, ranges
+from services.gateway import conditions, playlists, ranges
 from services.gateway.access import Access, Readable, permission
+from services.gateway.byteranges import Body, Part, multipart
 from services.gateway.problems import Problem
-from twotruths.merge.v1.video_pb2 import Video
-
-log = logging.getLogger(__name__)
+from services.gateway.sending import Answer, Sender
 
 # Media that a browser shows without running anything; all else is saved, not shown.
 _SHOWN = re.compile(r"(video|audio)/.*|image/(jpeg|png|gif|webp|avif)|text/vtt|application/vnd\.apple\.mpegurl")
@@ -35,12 +27,19 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-
 class MediaRoutes:
     """GET and HEAD of videos, what lies beside them, and files."""
 
-    def __init__(self, access: Access, store: ObjectStore) -> None:
+    def __init__(self, access: Access, sender: Sender, *, redirect: bool) -> None:
+        self._redirect = redirect
         self._access = access
-        self._store = store
+        self._sender = sender
 
     async def video(self, request: web.Request) -> web.StreamResponse:
         """/api/v1/media/stream/{video_file_id}. Raises Problem."""
+        if self._redirect and request.method == "GET" and "download" not in request.query:
+            await self._access.video(request)
+            if there := await self._access.elsewhere(request):
+                # The signature in it is for this client alone, and ends.
+                headers = {"Location": there.streaming_url, "Cache-Control": "no-store"}
+                return web.Response(status=302, headers=headers)
         return await self._serve(request, self._access.video)
 
     async def poster(self, request: web.Request) -> web.StreamResponse:
@@ -57,18 +56,22 @@ class MediaRoutes:
 
     async def storyboard(self, request: web.Request) -> web.StreamResponse:
         """…/storyboard.vtt of a video. Raises Problem."""
-        return await self._write(request, playlists.storyboard, "text/vtt")
+        return await self._write(request, "text/vtt")
 
     async def playlist(self, request: web.Request) -> web.StreamResponse:
         """…/hls.m3u8 of a video. Raises Problem."""
-        return await self._write(request, playlists.playlist, "application/vnd.apple.mpegurl")
+        return await self._write(request, "application/vnd.apple.mpegurl")
 
-    async def _write(
-        self, request: web.Request, text: Callable[[Video, str], str], mime_type: str
-    ) -> web.StreamResponse:
+    async def _write(self, request: web.Request, mime_type: str) -> web.StreamResponse:
         """A text about a video, which carries on the permission that it was asked for with."""
         video = await self._access.merged(request, with_sidecars=True)
-        body = text(video, permission(request)).encode()
+        there, query = await self._access.elsewhere(request), permission(request)
+        if mime_type == "text/vtt":
+            sheet = there.storyboard.image_url if there else playlists.SHEET + query
+            body = playlists.storyboard(video, sheet).encode()
+        else:
+            rendition = there.rendition_url if there else playlists.RENDITION + query
+            body = playlists.playlist(video, rendition).encode()
         written = Readable(
             object_key="",
             size=len(body),
@@ -93,23 +96,14 @@ class MediaRoutes:
         headers = _headers(readable, download=request.query.get("download") in {"1", "true"})
         if _unchanged(request, readable):
             return web.Response(status=304, headers=headers)
-        part = _range(request, readable)
-        response = web.StreamResponse(status=200 if part is None else 206, headers=headers)
-        if part is not None:
-            response.headers["Content-Range"] = part.content_range
-        start, end = (0, readable.size) if part is None else (part.start, part.end)
-        response.content_length = end - start
+        status, body = _body(_ranges(request, readable), readable, headers)
+        answer = Answer(status=status, headers=headers)
+        answer.content_length = body.length
         if request.method == "HEAD":
-            await response.prepare(request)
-            return response
-        path = self._store.local_path(readable.object_key)
-        if path is not None:
-            file = await asyncio.to_thread(_open, path, readable.size)
-            await _send_file(request, response, file, start, end)
+            await answer.prepare(request)
         else:
-            async with contextlib.aclosing(self._store.read(readable.object_key, start, end)) as pieces:
-                await _send_pieces(request, response, pieces)
-        return response
+            await self._sender.send(request, answer, readable.object_key, readable.size, body)
+        return answer
 
 
 def _unchanged(request: web.Request, readable: Readable) -> bool:
@@ -120,58 +114,12 @@ def _unchanged(request: web.Request, readable: Readable) -> bool:
     return status == 304
 
 
-async def _send_pieces(request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]) -> None:
-    first = await anext(pieces, b"")  # NotFound comes here, while an answer is still possible
-    if not first and response.content_length:
-        raise _cut_short(0, response)
-    await response.prepare(request)
-    await response.write(first)
-    sent = len(first)
-    async for piece in pieces:
-        await response.write(piece)
-        sent += len(piece)
-    if sent != response.content_length:
-        raise _cut_short(sent, response)
-
-
-def _cut_short(sent: int, response: web.StreamResponse) -> EOFError:
-    """An object that ends before its record does. Only a broken connection tells the client: on one that is kept
-    open it would take the next answer for the rest of this one."""
-    return EOFError(f"the object ended after {sent} bytes of {response.content_length}")
-
-
-async def _send_file(
-    request: web.Request, response: web.StreamResponse, file: BinaryIO, start: int, end: int
-) -> None:
-    """Sends [start, end) of a file without its bytes passing through Python, and closes it."""
-    with file:
-        await response.prepare(request)
-        if end > start:
-            transport = request.transport
-            if transport is None:
-                raise ConnectionResetError("the client has gone")
-            sent = await asyncio.get_running_loop().sendfile(transport, file, start, end - start)
-            if sent != end - start:
-                raise _cut_short(sent, response)
-
-
-def _open(path: Path, size: int) -> BinaryIO:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise Problem(404, "FILE_GONE", "the file's bytes are no longer there") from None
-    if os.fstat(file.fileno()).st_size != size:
-        file.close()
-        log.error("an object has another size than its record", extra={"data": {"path": path.name}})
-        raise problems.internal()
-    return file
-
-
-def _range(request: web.Request, readable: Readable) -> ranges.ByteRange | None:
-    """The range to send, None for the whole. Ranges are defined for GET alone (RFC 9110 section 14.2)."""
-    holds = conditions.range_holds(request.headers.get("If-Range"), readable.sha256, readable.modified_at)
+def _ranges(request: web.Request, readable: Readable) -> list[ranges.ByteRange] | None:
+    """The ranges to send, None for the whole. Ranges are defined for GET alone (RFC 9110 section 14.2)."""
     asked = request.headers.getall("Range", [])
-    if request.method != "GET" or not holds or len(asked) != 1:
+    if request.method != "GET" or len(asked) != 1:
+        return None
+    if not conditions.range_holds(request.headers.get("If-Range"), readable.sha256, readable.modified_at):
         return None
     try:
         return ranges.parse(asked[0], readable.size)
@@ -182,6 +130,17 @@ def _range(request: web.Request, readable: Readable) -> ranges.ByteRange | None:
             f"the file has {readable.size} bytes",
             headers={"Content-Range": f"bytes */{readable.size}", "Accept-Ranges": "bytes"},
         ) from None
+
+
+def _body(found: list[ranges.ByteRange] | None, readable: Readable, headers: dict[str, str]) -> tuple[int, Body]:
+    """Status and body; ``headers`` get what belongs to them. One range is never a multipart (section 15.3.7.2)."""
+    if found is None:
+        return 200, Body([Part(0, readable.size)])
+    if len(found) == 1:
+        headers["Content-Range"] = found[0].content_range
+        return 206, Body([Part(found[0].start, found[0].end)])
+    body, headers["Content-Type"] = multipart(found, headers["Content-Type"])
+    return 206, body
 
 
 def _headers(readable: Readable, *, download: bool) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Texts about a merged video that are written for each request, so that they carry the request's permission.
 
 Addresses in them are relative to the text's own: ``hls.mp4`` and ``storyboard.jpg`` beside it, with the query of a
-signed URL when the text was asked for with one. All else follows from the video's metadata, to the frame.
+signed URL when the text was asked for with one; absolute where another than the gateway delivers. All else follows
+from the video's metadata, to the frame.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ RENDITION = "hls.mp4"
 SHEET = "storyboard.jpg"
 
 
-def playlist(video: Video, query: str) -> str:
-    """An HLS media playlist (RFC 8216) of byte ranges over the rendition. ``query`` with its question mark, or
-    empty."""
+def playlist(video: Video, uri: str) -> str:
+    """An HLS media playlist (RFC 8216) of byte ranges over the rendition, which is at ``uri``."""
     rendition = video.sidecars.rendition
     offsets = [*rendition.offsets, rendition.file.size]
     seconds = [
         (after - start) / video.fps for start, after in pairwise([*rendition.start_frames, video.frame_count])
     ]
-    uri = RENDITION + query
     lines = [
         "#EXTM3U",
         "#EXT-X-VERSION:7",
@@ -36,14 +35,14 @@ def playlist(video: Video, query: str) -> str:
     return "\n".join([*lines, "#EXT-X-ENDLIST", ""])
 
 
-def storyboard(video: Video, query: str) -> str:
-    """WebVTT whose cues name a part of the sheet (Media Fragments URI 1.0, ``xywh``). ``query`` as above."""
+def storyboard(video: Video, uri: str) -> str:
+    """WebVTT whose cues name a part of the sheet (Media Fragments URI 1.0, ``xywh``), which is at ``uri``."""
     board = video.sidecars.storyboard
     cues = ["WEBVTT\n"]
     for tile, (start, after) in enumerate(pairwise([*board.start_frames, video.frame_count])):
         x, y = tile % board.columns * board.tile_width, tile // board.columns * board.tile_height
         place = f"#xywh={x},{y},{board.tile_width},{board.tile_height}"
-        cues.append(f"{_clock(start, video.fps)} --> {_clock(after, video.fps)}\n{SHEET}{query}{place}\n")
+        cues.append(f"{_clock(start, video.fps)} --> {_clock(after, video.fps)}\n{uri}{place}\n")
     return "\n".join(cues)
 
 

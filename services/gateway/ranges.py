@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 _SPEC = re.compile(r"([0-9]*)-([0-9]*)")
 _MAX_DIGITS = 19  # more digits than any length has
+MAX_RANGES = 16
+"""More than so many are a mistake or an attack (RFC 9110 section 14.2): they are answered with the whole."""
+GAP = 256
+"""Ranges with fewer bytes between them are sent as one: the head of a part is not much shorter."""
 
 
 class Unsatisfiable(ValueError):
-    """A range that begins past the end."""
+    """No range that begins before the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +38,64 @@ class ByteRange:
         return f"bytes {self.start}-{self.end - 1}/{self.size}"
 
 
-def parse(header: str | None, size: int) -> ByteRange | None:
-    """The one range that a Range header asks for, cut to ``size``; None means: send the whole.
+def parse(header: str, size: int) -> list[ByteRange] | None:
+    """The ranges that a Range header asks for, cut to ``size``, in its order; None means: send the whole.
 
-    That is also the answer to another unit, to a header that is malformed (section 14.2: ignore it) and to
-    several ranges. Raises Unsatisfiable.
+    That is the answer to another unit, to a header of which one range is malformed (section 14.2: ignore it), to
+    one that asks for too many or for more than there is, and to the end of an empty file. Ranges past the end are
+    left out, those that overlap or nearly touch are one. Raises Unsatisfiable when none is left.
     """
-    unit, _, specs = (header or "").partition("=")
-    spec = _SPEC.fullmatch(specs.strip())
-    if unit.strip().lower() != "bytes" or spec is None:
+    unit, _, listed = header.partition("=")
+    specs = [spec for text in listed.split(",") if (spec := text.strip(" \t"))]  # a list may have empty elements
+    if unit.strip(" \t").lower() != "bytes" or not specs:
         return None
-    first, last = (_number(text) for text in spec.groups())
-    if first is None:
-        if last is None:
-            return None
-        if last == 0 or size == 0:
-            raise Unsatisfiable
-        return ByteRange(max(0, size - last), size, size)
-    if last is not None and last < first:
+    pairs = [_pair(spec) for spec in specs]
+    if None in pairs:
         return None
-    if first >= size:
+    if size == 0 and any(first is None and last for first, last in filter(None, pairs)):
+        return None  # it can be satisfied (section 14.1.2), but no Content-Range says so
+    found = [cut for pair in pairs if pair is not None and (cut := _cut(*pair, size)) is not None]
+    if not found:
         raise Unsatisfiable
+    if len(pairs) > MAX_RANGES or sum(one.length for one in found) > size:
+        return None
+    return _coalesced(found)
+
+
+def _pair(spec: str) -> tuple[int | None, int | None] | None:
+    """First and last position, or None and the length of a suffix; None for what is no range."""
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        return None
+    first, last = (_number(text) for text in match.groups())
+    if last is None:
+        return None if first is None else (first, None)
+    return None if first is not None and last < first else (first, last)
+
+
+def _cut(first: int | None, last: int | None, size: int) -> ByteRange | None:
+    """The range within ``size`` bytes; None when there is none of it."""
+    if first is None:
+        return ByteRange(max(0, size - last), size, size) if last and size else None
+    if first >= size:
+        return None
     return ByteRange(first, size if last is None else min(last + 1, size), size)
+
+
+def _coalesced(found: Iterable[ByteRange]) -> list[ByteRange]:
+    """Those that overlap or nearly touch become one, which takes the place of the first of them."""
+    groups: list[int] = []
+    ordered = sorted(enumerate(found), key=lambda item: item[1].start)
+    end = -1
+    for _, one in ordered:
+        groups.append(groups[-1] if groups and one.start - end < GAP else len(groups))
+        end = max(end, one.end)
+    merged = []
+    for _, members in groupby(zip(groups, ordered, strict=True), key=itemgetter(0)):
+        items = [item for _, item in members]
+        whole = ByteRange(items[0][1].start, max(one.end for _, one in items), items[0][1].size)
+        merged.append((min(position for position, _ in items), whole))
+    return [one for _, one in sorted(merged, key=itemgetter(0))]
 
 
 def _number(text: str) -> int | None:

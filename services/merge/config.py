@@ -85,6 +85,9 @@ class MergeSettings(CommonSettings):
     playback_ttl_seconds: float = Field(
         3_600.0, gt=0, description="how long a signed URL lasts beyond the video's own length"
     )
+    cdn_base_url: str = Field("", description="the CloudFront distribution, https://…; its origin is the bucket")
+    cdn_key_id: str = Field("", description="id of the public key that CloudFront verifies its signed URLs with")
+    cdn_key_file: Path | None = Field(None, description="RSA private key (PEM) that signs them")
 
     @property
     def scratch_dir(self) -> Path:

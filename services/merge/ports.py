@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -54,6 +56,33 @@ class Uploads(Protocol):
 
     async def discard(self, owner: str, upload_id: str) -> None:
         """Cancels the upload or, if it is completed, removes its file. One that is not there is no error."""
+
+
+class Delivery(StrEnum):
+    """How a video's bytes are delivered, as the contract names it."""
+
+    CDN_SIGNED = "DELIVERY_TYPE_CDN_SIGNED"
+    S3_SIGNED = "DELIVERY_TYPE_S3_SIGNED"
+    GATEWAY_SIGNED = "DELIVERY_TYPE_GATEWAY_SIGNED"
+    DIRECT = "DELIVERY_TYPE_DIRECT"
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """URLs that carry their own permission, in the order of the keys, and until when all of them work."""
+
+    urls: tuple[str, ...]
+    until: datetime
+
+
+class Links(Protocol):
+    """Whoever delivers objects in the gateway's stead."""
+
+    delivery: Delivery
+
+    async def sign(self, keys: Sequence[str], until: datetime) -> Signed:
+        """URLs of a video and of what lies beside it in its folder, to GET until then, or for a shorter time where
+        there is no longer one. Raises Unavailable when there is nothing to sign with now."""
 
 
 class Media(Protocol):

@@ -12,6 +12,7 @@ from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.merge.domain import Reason, Video, Visibility
 from services.merge.messages import segment_message, sidecars_message, storyboard_urls
+from services.merge.ports import Delivery
 from services.merge.timeline import FPS, segments
 from services.merge.videos import MergedVideos
 from twotruths.merge.v1 import video_pb2, video_service_pb2, video_service_pb2_grpc
@@ -42,13 +43,18 @@ class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
         self, request: video_service_pb2.GetPlaybackRequest, rpc: Rpc
     ) -> video_service_pb2.GetPlaybackResponse:
         signed = request.prefer_signed if request.HasField("prefer_signed") else True
-        playback = await self._videos.playback(context.principal(), request.video_file_id, signed=signed)
+        playback = await self._videos.playback(
+            context.principal(), request.video_file_id, signed=signed, device=request.device_type
+        )
         response = video_service_pb2.GetPlaybackResponse(
             streaming_url=playback.url,
             delivery_type=video_pb2.DeliveryType.Value(playback.delivery),
             supports_range=True,
-            global_delivery=False,
+            global_delivery=playback.delivery is Delivery.CDN_SIGNED,
             expires_at=timestamp(playback.expires_at),
+            rendition=video_pb2.RenditionType.Value(playback.form),
+            decided_by=playback.decided_by,
+            rendition_url=playback.rendition_url,
         )
         if playback.sidecars is not None:
             response.posters.extend(playback.sidecars.posters)

@@ -13,17 +13,17 @@ from services.common.errors import FailedPrecondition, NotFound
 from services.common.playback import PlaybackSigner
 from services.common.state import mutate
 from services.merge.domain import Reason, Sidecars, Video, Visibility
-from services.merge.ports import Videos
+from services.merge.ports import Delivery, Links, Videos
 from services.merge.timeline import FPS
 
 _NAMESPACE = uuid.UUID("0c8f7a52-94fd-4c3e-8f43-1b8e6ab0f6d1")
 
 
-class Delivery(StrEnum):
-    """How a video's bytes are delivered, as the contract names it."""
+class Form(StrEnum):
+    """In what form a video is played, as the contract names it."""
 
-    GATEWAY_SIGNED = "DELIVERY_TYPE_GATEWAY_SIGNED"
-    DIRECT = "DELIVERY_TYPE_DIRECT"
+    PROGRESSIVE = "RENDITION_TYPE_PROGRESSIVE"
+    HLS = "RENDITION_TYPE_HLS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,17 @@ class SidecarUrls:
 
 @dataclass(frozen=True, slots=True)
 class Playback:
-    """Where to play a video from; ``expires_at`` None means as long as the player's token. All URLs carry the same
-    permission."""
+    """Where to play a video from; ``expires_at`` None means as long as the player's token. All URLs carry their
+    permission in the same way. ``decided_by`` are the settings and parameters that chose; ``rendition_url`` is
+    what the HLS playlist is about."""
 
     url: str
     delivery: Delivery
     expires_at: datetime | None
     sidecars: SidecarUrls | None = None
+    form: Form = Form.PROGRESSIVE
+    decided_by: tuple[str, ...] = ()
+    rendition_url: str = ""
 
 
 def video_id(session_id: str) -> str:
@@ -71,10 +75,14 @@ def sidecar_urls(video: str, sidecars: Sidecars | None, query: str = "") -> Side
 
 
 class MergedVideos:
-    """Use cases. ``ttl`` in seconds is how long a signed URL lasts beyond the video's own length."""
+    """Use cases. ``ttl`` in seconds is how long a signed URL lasts beyond the video's own length;
+    ``links`` deliver in the gateway's stead."""
 
-    def __init__(self, videos: Videos, signer: PlaybackSigner, *, clock: Clock, ttl: float) -> None:
+    def __init__(
+        self, videos: Videos, signer: PlaybackSigner, *, clock: Clock, ttl: float, links: Links | None = None
+    ) -> None:
         self._videos = videos
+        self._links = links
         self._signer = signer
         self._clock = clock
         self._ttl = ttl
@@ -89,16 +97,40 @@ class MergedVideos:
             return video
         raise _not_found()
 
-    async def playback(self, caller: Principal, id_: str, *, signed: bool) -> Playback:
-        """A URL to play the video from. Raises NotFound."""
+    async def playback(self, caller: Principal, id_: str, *, signed: bool, device: str = "") -> Playback:
+        """A URL to play the video from: HLS for a ``device`` "tv" where there is one. Raises NotFound and
+        Unavailable."""
         video = await self.get(caller, id_)
+        form = Form.HLS if device == "tv" and video.sidecars is not None else Form.PROGRESSIVE
+        why = (f"device_type={device}",) if device == "tv" else ()
         if not signed:
-            return Playback(stream_url(id_), Delivery.DIRECT, None, sidecar_urls(id_, video.sidecars))
+            found = Playback(stream_url(id_), Delivery.DIRECT, None, sidecar_urls(id_, video.sidecars))
+            why = ("prefer_signed=false", *why)
+        else:
+            found = await self._signed(video, public=not caller.is_service and caller.subject != video.owner)
+            why = ("media_delivery", *why) if self._links is not None else why
+        url = found.sidecars.hls if form is Form.HLS and found.sidecars is not None else found.url
+        return replace(found, url=url, form=form, decided_by=why)
+
+    async def _signed(self, video: Video, *, public: bool) -> Playback:
+        """With URLs that carry their permission, ``public``: until the video is withdrawn. Texts stay the
+        gateway's, whoever delivers the rest."""
         now = self._clock().timestamp()
-        signed_query = self._signer.sign(id_, now=now, ttl=self._ttl + sum(video.frames) / FPS)
-        expires, query = datetime.fromtimestamp(signed_query.expires, UTC), f"?{signed_query.query()}"
-        beside = sidecar_urls(id_, video.sidecars, query)
-        return Playback(f"{stream_url(id_)}{query}", Delivery.GATEWAY_SIGNED, expires, beside)
+        query = self._signer.sign(video.id, now=now, ttl=self._ttl + sum(video.frames) / FPS, public=public)
+        until = datetime.fromtimestamp(query.expires, UTC)
+        beside = sidecar_urls(video.id, video.sidecars, f"?{query.query()}")
+        if self._links is None:
+            return Playback(f"{stream_url(video.id)}?{query.query()}", Delivery.GATEWAY_SIGNED, until, beside)
+        keys = [video.object_key]
+        if video.sidecars is not None:
+            keys += [video.sidecars.rendition.file.object_key, video.sidecars.storyboard.file.object_key]
+            keys += [poster.object_key for poster in video.sidecars.posters]
+        signed = await self._links.sign(keys, until)
+        url, *rest = signed.urls
+        if beside is not None:
+            beside = replace(beside, storyboard_image=rest[1], posters=tuple(rest[2:]))
+        until, rendition = min(until, signed.until), rest[0] if rest else ""
+        return Playback(url, self._links.delivery, until, beside, rendition_url=rendition)
 
     async def set_visibility(self, owner: str, id_: str, visibility: Visibility) -> Video:
         """Says who may see the owner's video. Raises NotFound."""

@@ -44,7 +44,7 @@ from services.merge.jobs import KINDS, MergeJob
 from services.merge.media import library, sandbox
 from services.merge.media.limits import Limits
 from services.merge.media.runner import MediaRunner
-from services.merge.ports import Media, Uploads
+from services.merge.ports import Links, Media, Uploads
 from services.merge.removal import VideoRemover
 from services.merge.scratch import Scratch
 from services.merge.service import KIND, MergeSessions, Timing
@@ -167,7 +167,13 @@ async def build_controller(
             clock=clock,
         )
         signer = PlaybackSigner.from_file(settings.playback_keys_file)
-        merged = MergedVideos(videos, signer, clock=clock, ttl=settings.playback_ttl_seconds)
+        merged = MergedVideos(
+            videos,
+            signer,
+            clock=clock,
+            ttl=settings.playback_ttl_seconds,
+            links=await _links(stack, settings, clock),
+        )
         server.add(
             rpc.MERGE_SERVICE,
             merge_service_pb2_grpc.add_MergeServiceServicer_to_server,
@@ -186,6 +192,25 @@ async def build_controller(
             controller.listen,
         )
         yield App(server, loops)
+
+
+async def _links(stack: AsyncExitStack, settings: MergeSettings, clock: Clock) -> Links | None:
+    """Whoever delivers videos in the gateway's stead. Raises ValueError when the settings do not suffice."""
+    if settings.media_delivery == "gateway":
+        return None
+    if not settings.s3_bucket:
+        raise ValueError("media_delivery wants the objects in S3 (s3_bucket)")
+    # Imports that a directory does not need, see open_objects.
+    if settings.media_delivery == "cdn":
+        from services.merge.adapters.cloudfront import CloudFrontLinks
+
+        if settings.cdn_key_file is None:
+            raise ValueError("cdn_key_file is needed to deliver by CloudFront")
+        return CloudFrontLinks(settings.cdn_base_url, settings.cdn_key_id, settings.cdn_key_file)
+    from services.common.adapters.s3_bucket import open_bucket
+    from services.merge.adapters.s3_links import S3Links
+
+    return S3Links(await stack.enter_async_context(open_bucket(settings)), clock=clock)
 
 
 @asynccontextmanager

@@ -293,6 +293,7 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
 
 class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_grpc.VideoServiceServicer):
     def __init__(self, uploads: FakeUploads) -> None:
+        self.playback: video_service_pb2.GetPlaybackResponse | None = None
         self.uploads = uploads
         self.merges: dict[str, tuple[str, merge_pb2.MergeSession]] = {}
         self.videos: dict[str, tuple[str, video_pb2.Video]] = {}
@@ -373,6 +374,8 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
 
     async def GetPlayback(self, request: Any, _: Any) -> Any:
         self.played.append(request)
+        if self.playback is not None:
+            return self.playback
         return video_service_pb2.GetPlaybackResponse(
             streaming_url=f"/api/v1/media/stream/{request.video_file_id}",
             delivery_type=video_pb2.DELIVERY_TYPE_DIRECT

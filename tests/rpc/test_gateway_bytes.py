@@ -22,6 +22,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.routes import RouteError
 from tests.rpc.gateway_world import NOW, World, connection, open_world
 from tests.unit.test_gateway_routes import service
+from twotruths.merge.v1.video_pb2 import VISIBILITY_PRIVATE, VISIBILITY_PUBLIC
 from twotruths.upload.v1.upload_pb2 import File
 
 CONTENT = bytes(range(256)) * 5000  # 1.28 MB
@@ -53,6 +54,8 @@ RANGES = [
     (f"bytes={SIZE - 1}-{SIZE + 10**30}", SIZE - 1, SIZE),
     ("BYTES = 5-5", 5, 6),
     ("bytes=007-0009", 7, 10),
+    ("bytes= 0-1 ,, 5-6,", 0, 7),
+    (f"bytes=3-4,{SIZE}-", 3, 5),
 ]
 IGNORED = [
     "bytes=5-2",
@@ -61,7 +64,8 @@ IGNORED = [
     "bytes=",
     "items=0-1",
     "0-1",
-    "bytes=0-1,5-6",
+    "bytes=0-1,x",
+    "bytes=0-,0-",
     "bytes=0x1-2",
     "bytes=--5",
 ]
@@ -176,6 +180,36 @@ async def test_a_signed_url_is_the_permission_for_one_video_until_it_expires(wor
             assert (await response.json(content_type=None))["reason"] == reason
 
 
+async def test_a_signed_url_of_a_public_video_ends_when_it_is_withdrawn_and_its_owners_does_not(
+    keys: KeyRing, tmp_path: Path
+) -> None:
+    async with open_world(keys, tmp_path, gateway_access_cache_seconds=0) as world:
+        video = await world.add_video(b"abc", public=True)
+        own, public = (
+            world.signer.sign(video, now=NOW.seconds, ttl=60, public=public).query() for public in (False, True)
+        )
+        for visibility, status in ((VISIBILITY_PUBLIC, 200), (VISIBILITY_PRIVATE, 403), (VISIBILITY_PUBLIC, 200)):
+            world.merges.videos[video][1].visibility = visibility
+            for query, expected in ((own, 200), (public, status), (public.replace("public=1", "public="), 403)):
+                async with world.call("GET", f"/api/v1/media/stream/{video}?{query}", user="") as response:
+                    assert response.status == expected
+                    if (query, expected) == (public, 403):
+                        assert (await response.json(content_type=None))["reason"] == "VIDEO_WITHDRAWN"
+
+
+async def test_a_download_goes_on_under_a_renewed_url(world: World) -> None:
+    video = await world.add_video(CONTENT)
+    old, new = (world.signer.sign(video, now=NOW.seconds, ttl=ttl).query() for ttl in (60, 3600))
+    async with world.call("GET", f"/api/v1/media/stream/{video}?{old}", user="") as response:
+        etag = response.headers["ETag"]
+        begun = await response.content.readexactly(1000)
+        response.close()
+    asked = {"Range": "bytes=1000-", "If-Range": etag}
+    async with world.call("GET", f"/api/v1/media/stream/{video}?{new}", user="", headers=asked) as response:
+        assert (response.status, response.headers["ETag"]) == (206, etag)
+        assert begun + await response.read() == CONTENT
+
+
 PLAYLIST = """#EXTM3U
 #EXT-X-VERSION:7
 #EXT-X-TARGETDURATION:2
@@ -269,6 +303,20 @@ async def test_a_playlist_carries_on_the_permission_it_was_asked_for_with_and_it
                 assert (response.status, await response.read()) == (206, CONTENT[start:end])
 
 
+async def test_download_asks_for_an_attachment_and_an_answer_is_for_one_player_alone(world: World) -> None:
+    video = await world.add_video(b"abc", public=True)
+    for query, kind in (("", "inline"), ("?download=0", "inline"), ("?download=1", "attachment")):
+        for headers, status in (({}, 200), ({"Range": "bytes=1-"}, 206), ({"If-None-Match": "*"}, 304)):
+            url = f"/api/v1/media/stream/{video}{query}"
+            async with world.call("GET", url, headers=headers) as response:
+                assert response.status == status
+                assert response.headers["Content-Disposition"] == f'{kind}; filename="{video}.mp4"'
+                assert response.headers["Cache-Control"] == "private, max-age=60"
+                assert response.headers["Vary"] == "Authorization"
+    async with world.call("GET", f"/api/v1/media/stream/{video}", user="") as response:
+        assert (response.status, response.headers["Cache-Control"]) == (401, "no-store")
+
+
 async def test_an_uploaded_file_comes_back_with_its_name(world: World) -> None:
     id_, source = str(uuid.uuid4()), world.folder / "f"
     source.write_bytes(b"hello")
@@ -336,8 +384,9 @@ async def test_an_empty_file_is_served_and_has_no_ranges(world: World) -> None:
     video = await world.add_video(b"")
     async with world.call("GET", f"/api/v1/media/stream/{video}") as response:
         assert (response.status, response.headers["Content-Length"]) == (200, "0")
-    async with world.call("GET", f"/api/v1/media/stream/{video}", headers={"Range": "bytes=-1"}) as response:
-        assert (response.status, response.headers["Content-Range"]) == (416, "bytes */0")
+    for header, status in (("bytes=-1", 200), ("bytes=0-", 416)):
+        async with world.call("GET", f"/api/v1/media/stream/{video}", headers={"Range": header}) as response:
+            assert (response.status, response.headers.get("Content-Range", "bytes */0")) == (status, "bytes */0")
 
 
 async def test_a_client_that_leaves_ends_the_read_at_once_and_is_no_error(

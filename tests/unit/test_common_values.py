@@ -31,7 +31,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.common.keys import KeyRing
-from services.common.playback import PlaybackSigner
+from services.common.playback import PlaybackSigner, SignedQuery
 from services.common.state import Entry, mutate
 from services.common.status import from_rpc_error, from_status, to_status
 from twotruths.upload.v1 import record_pb2
@@ -331,3 +331,52 @@ async def test_mutate_writes_only_what_changed_and_with_the_ttl_of_the_new_value
     assert await store.get("n") == written
     now[0] = 5.0
     assert await store.get("n") is None
+
+
+def test_playback_keys_rotate_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "playback.json"
+    old, new = "aa" * 32, "bb" * 32
+
+    def write(text: str) -> None:
+        (tmp_path / "next").write_text(text)
+        (tmp_path / "next").replace(path)
+
+    write(f'{{"old": "{old}"}}')
+    signer = PlaybackSigner.from_file(path)
+    before = signer.sign("video", now=NOW, ttl=60)
+    write(f'{{"new": "{new}", "old": "{old}"}}')
+    after = signer.sign("video", now=NOW, ttl=60)
+    assert (before.key_id, after.key_id) == ("old", "new")
+
+    def refusal(signed: SignedQuery) -> str:
+        given = {"expires": str(signed.expires), "key_id": signed.key_id, "signature": signed.signature}
+        return _refusal(signer, **given)
+
+    def valid(signed: SignedQuery) -> bool:
+        given = {"expires": str(signed.expires), "key_id": signed.key_id, "signature": signed.signature}
+        signer.verify("video", now=NOW, **given)
+        return True
+
+    assert valid(before)
+    assert valid(after)
+    for broken in (f'{{"new": "{new}x"}}', "{", "{}"):
+        write(broken)
+        assert valid(after), "what was read once stays in force"
+    path.unlink()
+    assert valid(after)
+    assert new not in caplog.text
+    write(f'{{"new": "{new}"}}')
+    assert refusal(before) == "SIGNATURE_INVALID"
+
+
+def test_whether_a_signature_is_for_a_public_video_cannot_be_changed() -> None:
+    signer = PlaybackSigner({"k": b"k" * 32})
+    for public in (False, True):
+        signed = signer.sign("video", now=NOW, ttl=60, public=public)
+        given = {"expires": str(signed.expires), "key_id": "k", "signature": signed.signature}
+        assert ("public=1" in signed.query()) is public
+        for word in ("", "1", "0"):
+            if word == ("1" if public else ""):
+                signer.verify("video", now=NOW, public=word, **given)
+            else:
+                assert _refusal(signer, public=word, **given) == "SIGNATURE_INVALID"

@@ -49,9 +49,46 @@ def test_a_range_lies_within_the_file(size: int, first: int, last: int) -> None:
             found = ranges.parse(header, size)
         except ranges.Unsatisfiable:
             continue
-        if found is not None:
-            assert 0 <= found.start < found.end <= size
-            assert found.length == found.end - found.start
+        for one in found or ():
+            assert 0 <= one.start < one.end <= size
+            assert one.length == one.end - one.start
+
+
+SETS = [
+    ("0-9,1000-1009", [(0, 10), (1000, 1010)]),
+    (" 0-9 ,,\t1000-1009 , ", [(0, 10), (1000, 1010)]),
+    ("1000-1009,0-9", [(1000, 1010), (0, 10)]),
+    ("-10,0-9", [(9990, 10000), (0, 10)]),
+    ("0-9,10-19", [(0, 20)]),
+    ("0-9,265-300", [(0, 301)]),
+    ("0-9,266-300", [(0, 10), (266, 301)]),
+    ("5000-5009,0-9,5005-5100", [(5000, 5101), (0, 10)]),
+    ("0-3000,100-110,3100-3200", [(0, 3201)]),
+    ("0-9,20000-", [(0, 10)]),
+    ("0-9,5-2", None),
+    ("0-9,x", None),
+    ("0-9,1-1-1", None),
+    ("20000-,5-2", None),
+    (",".join(f"{600 * n}-{600 * n}" for n in range(16)), [(600 * n, 600 * n + 1) for n in range(16)]),
+    (",".join(f"{n}-{n}" for n in range(17)), None),
+    ("0-,0-", None),
+    ("0-4999,5000-,0-0", None),
+    (",,", None),
+]
+
+
+@pytest.mark.parametrize(("specs", "expected"), SETS)
+def test_several_ranges_keep_their_order_and_coalesce(specs: str, expected: list[tuple[int, int]] | None) -> None:
+    found = ranges.parse(f"bytes={specs}", 10_000)
+    assert (None if found is None else [(one.start, one.end) for one in found]) == expected
+
+
+def test_ranges_of_which_none_can_be_satisfied_are_refused_and_the_end_of_an_empty_file_is_the_whole() -> None:
+    for specs, size in (("10000-,-0", 10_000), ("0-", 0), ("0-,-0", 0)):
+        with pytest.raises(ranges.Unsatisfiable):
+            ranges.parse(f"bytes={specs}", size)
+    assert ranges.parse("bytes=-1", 0) is None
+    assert ranges.parse("bytes=5-,-1", 0) is None
 
 
 @given(st.text(max_size=30))

@@ -11,7 +11,7 @@ import contextlib
 import io
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, BinaryIO
 
 import aiohttp
@@ -28,12 +28,17 @@ log = logging.getLogger(__name__)
 PIECE = 8 << 20
 """The least size of a multipart piece but the last, in bytes (S3 demands 5 MiB)."""
 
+_LONGEST_PRESIGNED = timedelta(days=7)
 _MOST_PIECES = 10_000
-_READ = 1 << 20
+_READ = 128 << 10  # what a reader that stands still holds, beside its connection's buffer
 _MISSING = {"404", "NoSuchKey", "NoSuchUpload", "NotFound"}
 # What servers say when they have no room; AWS never does.
 _FULL = {"507", "EntityTooLarge", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
 _OWNED = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
+
+
+def _described(mime_type: str) -> dict[str, object]:
+    return {"ContentType": mime_type} if mime_type else {}
 
 
 def piece_size(size: int) -> int:
@@ -97,9 +102,10 @@ class S3Bucket:
         except BotoCoreError as error:
             raise _away(error) from error
 
-    async def put(self, key: str, body: bytes | BinaryIO, *, sha256: str = "") -> None:
-        """Stores an object in one request. ``sha256``: the body's digest in hex, where it is known."""
-        more: dict[str, object] = {}
+    async def put(self, key: str, body: bytes | BinaryIO, *, sha256: str = "", mime_type: str = "") -> None:
+        """Stores an object in one request. ``sha256``: the body's digest in hex, where it is known;
+        ``mime_type``: what the server says when others read the object, where it is known."""
+        more = _described(mime_type)
         if sha256 and self._send_digests:
             more["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
         # aiohttp warns of bytes beyond 1 MiB: it would write them in one go.
@@ -114,7 +120,7 @@ class S3Bucket:
         return ObjectInfo(key, head["ContentLength"], head["LastModified"])
 
     async def read(self, key: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
-        """The bytes [start, end) in pieces of at most 1 MiB. Raises NotFound at the first."""
+        """The bytes [start, end) in pieces of at most 128 KiB. Raises NotFound at the first."""
         if end is not None and end <= start:
             await self.head(key)
             return
@@ -135,6 +141,21 @@ class S3Bucket:
                     return
                 yield piece
 
+    async def presign(self, key: str, until: datetime, now: datetime) -> tuple[str, datetime]:
+        """A URL to GET the object with (the signature binds the method: no HEAD), and until when it works: not
+        longer than the credentials that sign, nor than the seven days that SigV4 allows."""
+        credentials = self._client._get_credentials()
+        with s3_errors(key):
+            if credentials is not None:
+                await credentials.get_frozen_credentials()  # a role's are renewed here when they are old
+            ends = getattr(credentials, "_expiry_time", None)
+            until = min(until, now + _LONGEST_PRESIGNED, *([ends] if isinstance(ends, datetime) else []))
+            seconds = max(1, int((until - now).total_seconds()))
+            url = await self._client.generate_presigned_url(
+                "get_object", Params={"Bucket": self._name, "Key": key}, ExpiresIn=seconds
+            )
+        return str(url), now + timedelta(seconds=seconds)
+
     async def delete(self, key: str) -> None:
         """Removes an object; one that is not there is no error."""
         with contextlib.suppress(NotFound), s3_errors(key):
@@ -153,10 +174,10 @@ class S3Bucket:
             more["ContinuationToken"] = page["NextContinuationToken"]
 
     @contextlib.asynccontextmanager
-    async def multipart(self, key: str) -> AsyncIterator[Multipart]:
+    async def multipart(self, key: str, *, mime_type: str = "") -> AsyncIterator[Multipart]:
         """Begins a multipart upload; given up at the end of the block unless it was completed."""
         with s3_errors(key):
-            begun = await self._client.create_multipart_upload(Bucket=self._name, Key=key)
+            begun = await self._client.create_multipart_upload(Bucket=self._name, Key=key, **_described(mime_type))
         upload = Multipart(self, self._client, self._name, key, begun["UploadId"])
         try:
             yield upload

@@ -10,12 +10,14 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from services.common.adapters.s3_bucket import S3Bucket, piece_size
 from services.common.objects import ObjectInfo, require_key
 
 PREFIX = "objects/"
+# What S3 and a CDN in front of it say of an object that players fetch from there.
+_MIME_TYPES = {".mp4": "video/mp4", ".jpg": "image/jpeg"}
 
 
 def object_name(key: str) -> str:
@@ -30,14 +32,14 @@ class S3ObjectStore:
         self._bucket = bucket
 
     async def put_file(self, key: str, source: Path) -> ObjectInfo:
-        name = object_name(key)
+        name, mime_type = object_name(key), _MIME_TYPES.get(PurePosixPath(key).suffix, "")
         with await asyncio.to_thread(source.open, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             step = piece_size(size)
             if size <= step:
-                await self._bucket.put(name, file)
+                await self._bucket.put(name, file, mime_type=mime_type)
                 return _info(await self._bucket.head(name))
-            async with self._bucket.multipart(name) as upload:
+            async with self._bucket.multipart(name, mime_type=mime_type) as upload:
                 while piece := await asyncio.to_thread(file.read, step):
                     await upload.add(piece)
                 return _info(await upload.complete())
