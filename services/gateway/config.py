@@ -32,3 +32,6 @@ class GatewaySettings(CommonSettings):
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
     gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")
+    gateway_cors_origins: str = Field(
+        "", description="sites whose pages may read answers (`https://a.example,http://localhost:5173`, or `*`)"
+    )
