@@ -16,6 +16,7 @@ from services.gateway.access import Access
 from services.gateway.appends import Appends
 from services.gateway.chunks import ChunkRoutes
 from services.gateway.config import GatewaySettings
+from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
@@ -45,8 +46,12 @@ def create(
 ) -> web.Application:
     """The application. ``channels`` by backend: upload, merge, challenge."""
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
-    write_timeout = settings.gateway_write_timeout_seconds
-    Edge(drain, max_path=settings.gateway_max_path_bytes, write_timeout=write_timeout).install(app)
+    Edge(
+        drain,
+        cors=Cors(settings.gateway_cors_origins),
+        max_path=settings.gateway_max_path_bytes,
+        write_timeout=settings.gateway_write_timeout_seconds,
+    ).install(app)
     router = app.router
     health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings)
     router.add_get("/api/v1/health", health.get)

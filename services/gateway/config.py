@@ -43,6 +43,9 @@ class GatewaySettings(CommonSettings):
         description="whether a signed URL of a video answers 302 to whom media_delivery names, "
         "instead of passing the bytes on",
     )
+    gateway_cors_origins: str = Field(
+        "", description="sites whose pages may read answers (`https://a.example,http://localhost:5173`, or `*`)"
+    )
 
     @property
     def store_readers(self) -> int:

@@ -17,6 +17,7 @@ from aiohttp.typedefs import Handler
 from services.common import context
 from services.common.errors import ServiceError
 from services.gateway import problems
+from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
 
@@ -41,8 +42,9 @@ HEADERS = {
 class Edge:
     """The outermost middleware."""
 
-    def __init__(self, drain: Drain, *, max_path: int, write_timeout: float) -> None:
+    def __init__(self, drain: Drain, *, cors: Cors, max_path: int, write_timeout: float) -> None:
         self._drain = drain
+        self._cors = cors
         self._max_path = max_path
         self._write_timeout = write_timeout
 
@@ -64,7 +66,7 @@ class Edge:
             try:
                 if len(request.raw_path) > self._max_path:
                     raise Problem(414, "URI_TOO_LONG", f"the path may have at most {self._max_path} bytes")
-                return await handler(request)
+                return self._cors.preflight(request) or await handler(request)
             except asyncio.CancelledError:
                 raise
             except Exception as error:
@@ -90,6 +92,7 @@ class Edge:
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
+        self._cors.add_to(response, request)
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         if self._drain.draining.is_set():
             response.force_close()
