@@ -89,15 +89,20 @@ def reference(clips: Sequence[Path], folder: Path) -> Peer:
     return Peer(target, wall, cpu)
 
 
-def ssim(made: Path, clip: Path, frames: int) -> float:
-    """How like the first ``frames`` frames of what was made are those of the first clip (1: the same). Where the
-    frames came a place too late, as with the command's, that is not held against them."""
-    return max(_ssim(made, clip, frames, late) for late in (0, 1))
+def ssim(made: Path, clips: Sequence[Path], frames: Sequence[int]) -> float:
+    """How like what was made is the clips, of so many ``frames`` each (1: the same): the mean over all clips and
+    their frames but the last. Where frames came a place too late, as the command's do, that is not held against
+    them."""
+    total, start = 0.0, 0
+    for clip, count in zip(clips, frames, strict=True):
+        total += count * max(_ssim(made, start + late, clip, count - 1) for late in (0, 1))
+        start += count
+    return total / start
 
 
-def _ssim(made: Path, clip: Path, frames: int, late: int) -> float:
-    cut = f"[0:v]trim=start_frame={late}:end_frame={frames},setpts=N/30/TB[a]"
-    graph = f"{cut};[1:v]trim=end_frame={frames - late},setpts=N/30/TB[b];[a][b]ssim"
+def _ssim(made: Path, start: int, clip: Path, frames: int) -> float:
+    cut = f"[0:v]trim=start_frame={start}:end_frame={start + frames},setpts=N/30/TB[a]"
+    graph = f"{cut};[1:v]trim=end_frame={frames},setpts=N/30/TB[b];[a][b]ssim"
     found = re.search(r"SSIM .*All:([0-9.]+)", ffmpeg("-i", made, "-i", clip, "-lavfi", graph, "-f", "null", "-"))
     if found is None:
         raise RuntimeError("ffmpeg tells no SSIM")
@@ -149,8 +154,8 @@ def transcodes(scratch: Path, rounds: int) -> Iterator[Result]:
     cpu = statistics.median(peer.cpu for peer in peers)
     wall = statistics.median(peer.wall for peer in peers)
     mine = statistics.median(merged.cpu for merged in ours)
-    frames = int(SECONDS[0] * 30)
-    alike = [ssim(made.file, clips[0], frames) for made in (ours[-1], peers[-1])]
+    frames = [round(seconds * 30) for seconds in SECONDS]
+    alike = [ssim(made.file, clips, frames) for made in (ours[-1], peers[-1])]
     yield against("merge.transcode_cpu_vs_ffmpeg", mine, cpu, "CPU-s", 1.10, at_most=True)
     yield against("merge.transcode_ssim_vs_ffmpeg", alike[0], alike[1], "SSIM", 1.0, at_most=False)
     waits = statistics.median(merged.wall for merged in staggered)

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,13 +19,17 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from mesh.clips import GREEN, RED, Colour, Sound, make_clip, to_yuv
+from services.merge.media.coded import coded as coded_video
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
 from services.merge.media.runner import MediaRunner
 from services.merge.media.source import Source
+from services.merge.media.survey import survey
 from services.merge.timeline import Canvas, Quality
+from tests.contract.edit_lists import Edit, edit
 from tests.contract.media_fixtures import looks_like, pictures
 from tests.contract.media_locked import DONE, PRECISE, LockedJobs
+from tests.contract.recordings import Recording, record
 
 CANVAS = Canvas(64, 48)
 SIZE = (64, 48)
@@ -247,9 +251,12 @@ async def test_a_file_whose_index_was_never_written_is_short_of_its_end(source: 
 # What is too much
 
 
-def repeated(source: Path, times: list[int], *, base: Fraction, size: tuple[int, int] = (64, 64)) -> None:
-    """One coded picture, shown at all these times."""
-    with av.open(source, "w", options={"movflags": "+faststart"}) as out:
+def repeated(
+    source: Path, times: list[int], *, base: Fraction, size: tuple[int, int] = (64, 64), one_group: bool = False
+) -> None:
+    """One coded picture, shown at all these times. ``one_group``: the first alone is said to be a keyframe, and
+    the index is at the end."""
+    with av.open(source, "w", options={} if one_group else {"movflags": "+faststart"}) as out:
         stream = out.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
         stream.codec_context.width, stream.codec_context.height = size
         stream.codec_context.pix_fmt = "yuv420p"
@@ -262,6 +269,7 @@ def repeated(source: Path, times: list[int], *, base: Fraction, size: tuple[int,
         for moment in times:
             packet.pts = packet.dts = moment
             packet.duration, packet.time_base = 1, base
+            packet.is_keyframe = not one_group or moment == times[0]
             packet.stream = stream
             out.mux(packet)
 
@@ -274,6 +282,38 @@ async def test_four_hours_of_a_small_picture_are_too_long(source: Path, good: No
 async def test_more_pictures_than_any_camera_takes_are_too_many(source: Path, good: None) -> None:
     repeated(source, list(range(16_000)), base=Fraction(1, 90_000))
     assert await refusals(source) == {ErrorType.TOO_MANY_FRAMES}
+
+
+async def test_pictures_that_an_edit_list_hides_are_too_many_as_well(source: Path, good: None) -> None:
+    """One group of them, of which the last second is shown: all would have to be decoded for it."""
+    ticks = list(range(0, 16_000 * 3_000, 3_000))
+    repeated(source, ticks, base=Fraction(1, 90_000), one_group=True)
+    with pytest.raises(MediaError) as caught:
+        await MediaRunner().probe(source)
+    assert caught.value.error_type == ErrorType.CLIP_TOO_LONG
+    edit(source, [Edit(Fraction(1), Fraction(15_970, 30))])
+    began = time.monotonic()
+    assert await refusals(source) == {ErrorType.TOO_MANY_FRAMES}
+    assert time.monotonic() - began < WALL / 2
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(29, True), (30, False)])
+@pytest.mark.parametrize("pass_over", ["survey", "frames", "coded"])
+def test_every_packet_counts_wherever_packets_are_read(
+    source: Path, pass_over: str, limit: int, refused: bool
+) -> None:
+    record(source.with_suffix(""), Recording(audio=None, options={"g": "60"}))
+    edit(source, [Edit(Fraction(1, 2), Fraction(1, 2))])
+    with source.open("rb") as file:
+        clip = Source(file, Limits(max_source_frames=limit), 1)
+        with pytest.raises(MediaError, match="many pictures") if refused else nullcontext():
+            if pass_over == "survey":
+                survey(clip)
+            elif pass_over == "coded":
+                coded_video(clip, VideoFrame(64, 48))
+            else:
+                with clip.container() as container:
+                    assert len(list(clip.frames(container, clip.video(container)))) == 15
 
 
 async def test_one_picture_is_a_clip(source: Path, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
 from mesh.clips import RED
+from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
 from services.merge.media.normalise import normalise
-from services.merge.media.picture import Fitter
+from services.merge.media.picture import MAX_KINDS, Fitter
 from services.merge.media.source import Source
 from services.merge.timeline import Canvas, Quality
 from tests.contract.recordings import Recording, record
@@ -38,6 +39,16 @@ def test_a_picture_that_needs_nothing_is_not_copied(size: tuple[int, int], copie
     fitted = Fitter(CANVAS, Fraction(1), 1).fit(frame)
     assert (fitted.width, fitted.height) == (160, 120)
     assert (fitted.planes[0].buffer_ptr != frame.planes[0].buffer_ptr) is copied
+
+
+def test_a_clip_that_changes_its_kind_all_the_time_is_refused() -> None:
+    fitter = Fitter(CANVAS, Fraction(1), 1)
+    for n in range(MAX_KINDS):
+        for _ in range(2):
+            fitter.fit(flat(160, 120 - 2 * (n % 2)))
+    with pytest.raises(MediaError) as caught:
+        fitter.fit(flat(160, 120))
+    assert caught.value.error_type == ErrorType.DECODE_FAILED
 
 
 def captioned(source: Path, target: Path) -> None:

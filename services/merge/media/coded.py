@@ -37,6 +37,7 @@ def coded(source: Source, first: VideoFrame) -> Coded:
                 packets.see(time, bytes(packet), keyframe=packet.is_keyframe, hidden=packet.is_discard)
             elif packet.size:
                 packets.untimed = True
+            source.check_frames(len(packets.times))
         return Coded(
             profile=context.profile or "",
             pixel_format=context.pix_fmt or "",

@@ -21,11 +21,13 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
+from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.orientation import orientation
 from services.merge.timeline import FPS, Canvas
 
 MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
 SD_LINES = 576
+MAX_KINDS = 64  # a phone is not turned more often; each may cost the tables of HDR
 HDR_TRANSFERS: dict[int, str] = {ColorTrc.SMPTE2084: "smpte2084", ColorTrc.ARIB_STD_B67: "arib-std-b67"}
 
 _Kind = tuple[int, int, str, float, int, int, int, int, bool]
@@ -39,9 +41,11 @@ class Fitter:
         self._aspect = aspect
         self._threads = threads
         self._kind: _Kind | None = None
+        self._built = 0
         self._graph: Graph | None = None
 
     def fit(self, frame: VideoFrame) -> VideoFrame:
+        """Raises MediaError decode_failed when the kind changes more than :data:`MAX_KINDS` times."""
         kind = (
             frame.width,
             frame.height,
@@ -54,6 +58,9 @@ class Fitter:
             frame.interlaced_frame,
         )
         if self._graph is None or kind != self._kind:
+            self._built += 1
+            if self._built > MAX_KINDS:
+                raise MediaError(ErrorType.DECODE_FAILED, "This video's pictures change their kind all the time.")
             self._kind, self._graph = kind, self._build(frame)
         self._graph.vpush(frame)
         return self._graph.vpull()

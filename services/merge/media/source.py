@@ -132,6 +132,7 @@ class Source:
         packets = bad = decoded = 0
         for packet in islice(demux(container, stream), skip, None):
             packets += 1
+            self.check_frames(packets - (not packet.size))  # also those that nothing is shown of
             try:
                 frames = packet.decode()
             except av.error.MemoryError as error:
@@ -145,7 +146,6 @@ class Source:
                     continue
                 self.check_pixels(frame.width, frame.height)
                 decoded += 1
-                self.check_frames(decoded)
                 yield frame
         if not decoded or bad > TOLERATED_BAD_PACKETS * packets:
             if _memory_is_short():  # a decoder that gets no memory may blame its input

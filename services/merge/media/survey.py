@@ -69,11 +69,15 @@ class _Reading:
         self._earliest: Fraction | None = None
         self._last = self._end = self._audio_span = Fraction(0)
         self._displayed = 0
+        self._packets = 0
         self._audio = False
 
     def read(self) -> Survey:
         audio = self._container.streams.audio[:1]
         for packet in demux(self._container, self._video, *audio):
+            if packet.stream is self._video and packet.size:
+                self._packets += 1
+                self._check_frames(self._packets)  # hidden ones too: all of them would be decoded
             pts = packet.pts if packet.pts is not None else packet.dts
             if pts is None:
                 continue
@@ -99,7 +103,6 @@ class _Reading:
             self._last = max(self._last, start)
             self._end = max(self._end, end)
             self._displayed += 1
-            self._check_frames(self._displayed)
             if (self._end - self._first) * FPS > self._limits.max_frames:
                 limit = f"{self._limits.max_clip_seconds:g}"
                 raise MediaError(ErrorType.CLIP_TOO_LONG, f"A clip may last {limit} seconds.")
