@@ -5,6 +5,10 @@ one after the retention. The video of a completed session stays: it is no longer
 
 Before anything is removed the record says that a retry is no longer possible, so a session is never tried again
 without its clips. All of it may be repeated, so a crash anywhere only means a repeat.
+
+A worker that had not heard of the end may still store a file, and die before it deletes that. So what is removed
+soon after the end is removed once more when no worker can have a claim any longer; only then nothing is left to
+do.
 """
 
 from __future__ import annotations
@@ -28,10 +32,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """An ended session's ``clips`` are kept so long, and after that its ``record``."""
+    """An ended session's ``clips`` are kept so long, and after that its ``record``. Workers that had a claim when
+    it ended may write files for as long as ``claims``."""
 
     clips: timedelta = timedelta(days=7)
     record: timedelta = timedelta(days=30)
+    claims: timedelta = timedelta(minutes=26)
 
 
 class SessionCleaner:
@@ -59,12 +65,10 @@ class SessionCleaner:
         self._retention = retention or Retention()
 
     def due(self, session: Session) -> bool:
-        """Whether the session's files may go now."""
-        if session.cleaned or session.state is SessionState.ACTIVE:
+        """Whether the session's files may go now: for the first time, or for good."""
+        if session.cleaned or not self._over(session):
             return False
-        if session.state is SessionState.CANCELLED:
-            return True
-        return self._clock() - session.updated_at >= self._retention.clips
+        return not session.closed or self._age(session) >= self._retention.claims
 
     async def settle(self, key: str, session: Session) -> None:
         """Removes an ended session's jobs, and its files if that is due. Raises Unavailable, Aborted and
@@ -73,16 +77,16 @@ class SessionCleaner:
             return
         await self._bury_or_drop(session)
         closed = await mutate(self._sessions, key, self._closed)
-        if closed is None or not self.due(closed.value):
+        if closed is None or not self.due(session) or not self._over(closed.value):
             return
         await self._remove_files(closed.value)
         cleaned = await mutate(
             self._sessions,
             key,
-            lambda s: replace(s, cleaned=True) if self.due(s) else s,
-            ttl=lambda _: self._retention.record.total_seconds(),
+            self._without_files,
+            ttl=lambda s: self._retention.record.total_seconds() if s.cleaned else None,
         )
-        if cleaned is not None:
+        if cleaned is not None and cleaned.value.cleaned:
             log.info("session cleaned up", extra={"data": {"session": session.id, "state": cleaned.value.state}})
 
     async def withdraw_video(self, session: Session) -> None:
@@ -95,13 +99,30 @@ class SessionCleaner:
         """Its jobs are buried; once its files may go it cannot be retried, nor a clip of it replaced."""
         if session.state is not SessionState.FAILED or session.failure is None:
             return session
-        due = self.due(session)
+        over = self._over(session)
         failure = replace(
-            session.failure, retry_available=session.failure.retry_available and not due, buried=True
+            session.failure, retry_available=session.failure.retry_available and not over, buried=True
         )
-        if failure == session.failure and session.closed == due:
+        if failure == session.failure and session.closed == over:
             return session
-        return replace(session, failure=failure, closed=due)
+        return replace(session, failure=failure, closed=over)
+
+    def _without_files(self, session: Session) -> Session:
+        """Its files were removed: for good, once no worker can write any more."""
+        if not self._over(session):
+            return session
+        if self._age(session) >= self._retention.claims:
+            return replace(session, cleaned=True)
+        return session if session.closed else replace(session, closed=True)
+
+    def _over(self, session: Session) -> bool:
+        """Whether nobody can want the files of the session any more."""
+        if session.state in (SessionState.ACTIVE, SessionState.CANCELLED):
+            return session.state is SessionState.CANCELLED
+        return self._age(session) >= self._retention.clips
+
+    def _age(self, session: Session) -> timedelta:
+        return self._clock() - session.updated_at
 
     async def _bury_or_drop(self, session: Session) -> None:
         failure = session.failure if session.state is SessionState.FAILED else None

@@ -57,6 +57,7 @@ from twotruths.upload.v1 import record_pb2 as upload_record_pb2
 log = logging.getLogger(__name__)
 
 NAME = "merge"
+_LAST_WRITES_SECONDS = 60.0  # of a worker that has lost its claim, and of clocks that differ
 NO_SANDBOX = (
     "the kernel has no {}, so media jobs cannot be closed in; TWOTRUTHS_WORKER_SANDBOX=if_possible allows it"
 )
@@ -275,7 +276,11 @@ async def open_dead_letters(nats_url: str, *, within: float) -> AsyncIterator[De
 
 
 def _retention(settings: MergeSettings) -> Retention:
-    return Retention(timedelta(days=settings.clip_retention_days), timedelta(days=settings.session_retention_days))
+    return Retention(
+        timedelta(days=settings.clip_retention_days),
+        timedelta(days=settings.session_retention_days),
+        timedelta(seconds=settings.claim_timeout_seconds + _LAST_WRITES_SECONDS),
+    )
 
 
 async def _no_library() -> Library:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.s3_objects import S3ObjectStore
+from services.common.adapters.stores import open_objects
 from services.common.errors import NotFound
 from services.common.objects import ObjectStore
+from services.common.settings import CommonSettings
 
 S3 = pytest.mark.xdist_group("s3")
 
@@ -92,3 +96,16 @@ async def test_objects_come_and_go_in_one_folder_at_once(tmp_path: Path) -> None
             await store.delete(f"merges/1/{name}")
 
     await asyncio.gather(*(come_and_go(name) for name in "abcd"))
+
+
+async def test_copies_that_were_cut_off_are_removed_at_the_next_start_and_running_ones_stay(
+    tmp_path: Path,
+) -> None:
+    (incoming := tmp_path / "incoming").mkdir()
+    cut_off, running = incoming / "old", incoming / "new"
+    for file in (cut_off, running):
+        file.write_bytes(b"half")
+    hours_ago = time.time() - 2 * 3600
+    os.utime(cut_off, (hours_ago, hours_ago))
+    async with open_objects(CommonSettings(data_dir=tmp_path)):
+        assert list(incoming.iterdir()) == [running]

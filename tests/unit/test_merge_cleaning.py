@@ -49,6 +49,7 @@ from services.merge.videos import video_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR, WEEK, MONTH = timedelta(hours=1), timedelta(days=7), timedelta(days=30)
+CLAIMS = Retention().claims
 ID = "5e551011-0000-4000-8000-000000000000"
 KEY = owned_key("alice", ID)
 WINNER, LOSER = f"videos/{ID}/winner/video.mp4", f"videos/{ID}/loser/video.mp4"
@@ -276,8 +277,47 @@ async def test_a_failed_session_that_was_cleaned_up_and_then_cancelled_still_goe
     await house.controller.reconcile(KEY)
     assert (await house.merges.cancel("alice", ID)).session.failure is None
     await house.controller.reconcile(KEY)
+    house.now += CLAIMS
+    await house.controller._sweep()
     house.now += MONTH
     assert await house.session() is None
+
+
+async def test_what_a_worker_stores_after_its_session_was_cancelled_goes_too(house: House) -> None:
+    early, late, video = f"merges/{ID}/early.mov", f"merges/{ID}/late.mov", f"videos/{ID}/dying/video.mp4"
+    await house.put(early)
+    await house.sessions.create(KEY, uploaded_session())
+    await house.merges.cancel("alice", ID)
+    await house.controller.reconcile(KEY)
+    assert await house.kept() == [], "at once"
+    assert house.uploads.discarded == ["upload0", "upload1"]
+    await house.put(late, video)  # and then it dies
+    house.now += CLAIMS - timedelta(seconds=1)
+    await house.controller._sweep()
+    await house.controller.reconcile(KEY)
+    assert await house.kept() == [late, video], "it is not looked at all the time"
+    house.now += timedelta(seconds=1)
+    await house.controller._sweep()
+    assert await house.kept() == []
+    session = await house.session()
+    assert session is not None
+    assert session.cleaned
+    house.now += MONTH
+    assert await house.session() is None
+
+
+async def test_a_failed_session_whose_clips_go_at_once_is_looked_after_once_more_as_well(house: House) -> None:
+    house.cleaner._retention = Retention(timedelta(0), MONTH, CLAIMS)
+    await house.put(f"merges/{ID}/early.mov")
+    await house.sessions.create(KEY, failed_session())
+    for _ in range(2):
+        await house.controller.reconcile(KEY)
+        assert await house.kept() == []
+        assert len(house.uploads.discarded) == 2
+    await house.put(f"merges/{ID}/late.mov")
+    house.now += CLAIMS
+    await house.controller._sweep()
+    assert await house.kept() == []
 
 
 async def test_a_session_cancelled_beside_its_last_step_has_no_video(house: House) -> None:

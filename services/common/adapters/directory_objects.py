@@ -30,6 +30,20 @@ class DirectoryObjectStore:
         self._objects = root / "objects"
         self._incoming = root / "incoming"  # the same file system, outside of what list() sees
 
+    async def tidy(self, before: datetime) -> int:
+        """Removes what was being copied in when its process died, if nothing was written to it since ``before``;
+        how many files it was."""
+        return await asyncio.to_thread(self._tidy, before.timestamp())
+
+    def _tidy(self, before: float) -> int:
+        removed = 0
+        for staged in self._incoming.glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another process is as tidy
+                if staged.stat().st_mtime < before:
+                    staged.unlink()
+                    removed += 1
+        return removed
+
     async def put_file(self, key: str, source: Path) -> ObjectInfo:
         return await asyncio.to_thread(self._put, key, source)
 

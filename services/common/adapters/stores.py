@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 from services.common.adapters.directory_objects import DirectoryObjectStore
+from services.common.clock import utc_now
 from services.common.objects import ObjectStore
 from services.common.settings import CommonSettings
+
+_COPIED_WITHIN = timedelta(hours=1)  # a file that grows is written to all the time
 
 
 @asynccontextmanager
@@ -15,7 +19,9 @@ async def open_objects(settings: CommonSettings) -> AsyncIterator[ObjectStore]:
     """The object store of the settings: a bucket, or the data directory. Raises Unavailable when the bucket is to
     be made and S3 does not answer."""
     if not settings.s3_bucket:
-        yield DirectoryObjectStore(settings.data_dir)
+        store = DirectoryObjectStore(settings.data_dir)
+        await store.tidy(utc_now() - _COPIED_WITHIN)
+        yield store
         return
     # Half a second of imports that a directory does not need.
     from services.common.adapters.s3_bucket import open_bucket
