@@ -42,6 +42,14 @@ FreePorts = Annotated[
 
 S3 = Annotated[bool, typer.Option("--s3", help="Keep bytes in an S3 server (started too), not in a directory.")]
 
+NatsUrl = Annotated[
+    str,
+    typer.Option(
+        "--nats-url",
+        help="The NATS servers of a mesh elsewhere, comma-separated, instead of --state's.",
+        metavar="URL",
+    ),
+]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, or enough of its beginning.")]
 
 DEFAULT_STATE = Path(".mesh")
@@ -121,19 +129,19 @@ def token(
 
 
 @jobs.command("dead")
-def jobs_dead(state: State = DEFAULT_STATE) -> None:
+def jobs_dead(state: State = DEFAULT_STATE, nats_url: NatsUrl = "") -> None:
     """List the dead jobs, the latest last: id, kind, owner, session, when and why.
 
     A job is dead when its input was refused or all its attempts failed; it is kept for 30 days. Asks the broker of
-    the mesh that runs on --state.
+    the mesh that runs on --state, or that of --nats-url.
     """
     from mesh import jobs as commands
 
-    _run(commands.dead(state))
+    _run(commands.dead(state, nats_url))
 
 
 @jobs.command("retry")
-def jobs_retry(id: JobId, state: State = DEFAULT_STATE) -> None:
+def jobs_retry(id: JobId, state: State = DEFAULT_STATE, nats_url: NatsUrl = "") -> None:
     """Have the session of a dead job tried again: what failed gets its next attempt, what is done is kept.
 
     Also for input that was refused for good, which a player cannot retry: after a fix it may be taken. The session
@@ -141,15 +149,15 @@ def jobs_retry(id: JobId, state: State = DEFAULT_STATE) -> None:
     """
     from mesh import jobs as commands
 
-    _run(commands.retry(state, id))
+    _run(commands.retry(state, id, nats_url))
 
 
 @jobs.command("drop")
-def jobs_drop(id: JobId, state: State = DEFAULT_STATE) -> None:
+def jobs_drop(id: JobId, state: State = DEFAULT_STATE, nats_url: NatsUrl = "") -> None:
     """Remove a dead job from the list. Its session stays as it is: failed, and open to a retry by its player."""
     from mesh import jobs as commands
 
-    _run(commands.drop(state, id))
+    _run(commands.drop(state, id, nats_url))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> bool:

@@ -1,4 +1,4 @@
-"""``mesh jobs …``: the jobs of a running mesh that failed for good."""
+"""``mesh jobs …``: the jobs of a mesh that failed for good; of the one that runs here, or of any by its broker."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from services.merge.dead import DeadLetter, DeadLetters
 _BROKER_SECONDS = 10.0
 
 
-async def dead(state: Path) -> None:
+async def dead(state: Path, nats_url: str = "") -> None:
     """Prints the dead jobs as a table."""
-    async with _letters(state) as letters:
+    async with _letters(nats_url or _broker(state)) as letters:
         found = await letters.list()
     if not found:
         print("no dead jobs")
@@ -27,17 +27,17 @@ async def dead(state: Path) -> None:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]))
 
 
-async def retry(state: Path, id_: str) -> None:
+async def retry(state: Path, id_: str, nats_url: str = "") -> None:
     """Has a dead job's session tried again."""
-    async with _letters(state) as letters:
+    async with _letters(nats_url or _broker(state)) as letters:
         letter = await letters.retry(id_)
     assert letter.message is not None, "what cannot be read is not retried"
     print(f"{letter.id}: session {letter.message.session_id} is tried again")
 
 
-async def drop(state: Path, id_: str) -> None:
+async def drop(state: Path, id_: str, nats_url: str = "") -> None:
     """Removes a dead job."""
-    async with _letters(state) as letters:
+    async with _letters(nats_url or _broker(state)) as letters:
         letter = await letters.drop(id_)
     print(f"{letter.id}: dropped")
 
@@ -54,15 +54,22 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-@asynccontextmanager
-async def _letters(state: Path) -> AsyncIterator[DeadLetters]:
+def _broker(state: Path) -> str:
+    """Where the broker of the mesh that runs on ``state`` listens."""
     info = StateDirectory(state).read()
     if info is None or not info.alive():
-        raise MeshError(f"no mesh runs on {state}: `mesh up` starts one, --state names another")
+        raise MeshError(
+            f"no mesh runs on {state}: `mesh up` starts one, --state names another, --nats-url one elsewhere"
+        )
+    return info.nats_url
+
+
+@asynccontextmanager
+async def _letters(nats_url: str) -> AsyncIterator[DeadLetters]:
     from services.merge.wiring import open_dead_letters  # takes its time: only when there is somebody to ask
 
     try:
-        async with open_dead_letters(info.nats_url, within=_BROKER_SECONDS) as letters:
+        async with open_dead_letters(nats_url, within=_BROKER_SECONDS) as letters:
             yield letters
     except TimeoutError as error:
         raise MeshError("the mesh's broker does not answer") from error

@@ -101,8 +101,31 @@ async def test_a_job_can_be_dropped_and_one_whose_session_went_on_is_not_tried_a
     await dead(nats_client, 1)
 
 
+async def test_the_jobs_of_a_mesh_elsewhere_are_reached_by_its_broker(
+    world: World, nats_client: Client, nats_url: str, tmp_path: Path
+) -> None:
+    def refuse(kind: str) -> None:
+        raise MediaError(ErrorType.NO_VIDEO_STREAM, "there is no picture in it")
+
+    await world.worker(SteeredMedia(refuse))
+    initiated = await world.initiate()
+    await world.uploads.complete(initiated.upload_sessions[0].session_id)
+    await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_FAILED)
+    await dead(nats_client, 1)
+    where = ("--nats-url", nats_url, "--state", str(tmp_path / "nothing runs here"))
+    status, out, _ = await mesh("jobs", "dead", *where)
+    assert status == 0
+    assert initiated.merge_session_id in out
+    assert (await mesh("jobs", "retry", initiated.merge_session_id, *where))[0] == 0
+    await world.until(initiated.merge_session_id, merge_pb2.MERGE_STATUS_FAILED)
+    await dead(nats_client, 1)
+    assert (await mesh("jobs", "drop", initiated.merge_session_id, *where))[0] == 0
+    assert await mesh("jobs", "dead", *where) == (0, "no dead jobs\n", "")
+
+
 def test_without_a_running_mesh_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         app(["jobs", "drop", "x", "--state", str(tmp_path)])
-    said = f"mesh: no mesh runs on {tmp_path}: `mesh up` starts one, --state names another\n"
+    other = "`mesh up` starts one, --state names another, --nats-url one elsewhere"
+    said = f"mesh: no mesh runs on {tmp_path}: {other}\n"
     assert (left.value.code, capsys.readouterr().err) == (1, said)

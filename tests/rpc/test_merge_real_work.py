@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import time
@@ -108,6 +109,41 @@ async def test_cancel_stops_a_running_encode_within_two_seconds_and_removes_its_
         )
     )
     assert time.monotonic() - started < 2.0
+
+
+async def test_a_hostile_clip_is_named_leaves_nothing_and_harms_no_other_session(
+    world: World, tmp_path: Path
+) -> None:
+    async def upload(upload_id: str, clip: Path) -> None:
+        shutil.copy(clip, copy := tmp_path / upload_id)
+        await world.objects.put_file(f"uploads/{upload_id}", copy)
+        world.uploads.known[upload_id] = replace(
+            world.uploads.known[upload_id],
+            status=UploadStatus.COMPLETED,
+            progress=1.0,
+            object_key=f"uploads/{upload_id}",
+            completed_at=datetime.now(UTC),
+        )
+
+    (secret := tmp_path / "secret").write_text("not for players")
+    (hostile := tmp_path / "hostile.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n")
+    make_clip(good := tmp_path / "good.mp4", seconds=1.0, colour=RED, size=(320, 180))
+    await world.worker(None)
+    quick = {"canvas": {"width": 320, "height": 180}, "quality": merge_pb2.QUALITY_LOW}
+    spoilt, sound = await world.initiate(**quick), await world.initiate(**quick)
+
+    await upload(spoilt.upload_sessions[1].session_id, hostile)
+    failed = await world.until(spoilt.merge_session_id, merge_pb2.MERGE_STATUS_FAILED)
+    assert (failed.error_type, failed.retry_available) == ("not_a_video", False)
+    assert failed.videos[1].status == merge_pb2.CLIP_STATUS_FAILED
+    objects = world.settings.data_dir / "objects"
+    assert not list(world.settings.scratch_dir.glob("*/*"))
+    assert [path.name for path in objects.rglob("*") if path.is_file()] == [spoilt.upload_sessions[1].session_id]
+
+    for one in sound.upload_sessions:
+        await upload(one.session_id, good)
+    done = await world.until(sound.merge_session_id, merge_pb2.MERGE_STATUS_COMPLETED)
+    assert [segment.frame_count for segment in done.merged_video.segments] == [30, 30, 30]
 
 
 @asynccontextmanager
