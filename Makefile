@@ -27,15 +27,17 @@ test-system: $(STAMP) ## real clients, the virus scanner, Chromium and a hundred
 	@tests/system/packages.sh
 	CHAOS=full $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system tests/chaos
 
-bench-deps: $(STAMP) ## install what is measured against: @tus/server (npm), tuspyserver (PyPI), ffmpeg (Debian)
+bench-deps: $(STAMP) ## install what is measured against: @tus/server (npm), tuspyserver (PyPI), ffmpeg, nginx, wrk (Debian)
 	cd bench/peers && npm ci --silent --no-audit --no-fund
 	$(PYTHON) -m venv bench/peers/.venv
 	bench/peers/.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r bench/peers/requirements.txt
-	command -v ffmpeg >/dev/null || { apt-get -qq update && apt-get -qq install --yes --no-install-recommends ffmpeg; }
+	for tool in ffmpeg nginx wrk; do command -v $$tool >/dev/null || \
+	  { apt-get -qq update && apt-get -qq install --yes --no-install-recommends ffmpeg nginx-light wrk; }; done
 
-bench: $(STAMP) ## measure uploads and merges against others, see bench/README.md; needs make bench-deps
+bench: $(STAMP) ## measure uploads, merges and the gateway against others, see bench/README.md; needs make bench-deps
 	@$(BIN)/python -m bench.upload
 	@$(BIN)/python -m bench.merge
+	@$(BIN)/python -m bench.gateway
 
 check: $(STAMP) ## ruff, mypy --strict, import rules, buf lint and format
 	$(BIN)/ruff check $(SOURCES)

@@ -36,6 +36,7 @@ class Server:
     headers: dict[str, str] = field(default_factory=dict)
     checksum: bool = False
     pids: dict[str, int] = field(default_factory=dict)
+    ports: dict[str, int] = field(default_factory=dict)
 
     def job(self, files: Sequence[Path], chunk: int) -> dict[str, Any]:
         """What bench/driver.py is to do."""
@@ -137,7 +138,7 @@ def ours(folder: Path) -> Iterator[Server]:
             for name, command in commands.items()
         }
         headers = {"Authorization": f"Bearer {keys.player_token('bench')}"}
-        server = Server(ports["gateway"], "native", "/api/v1/upload", headers, pids=pids)
+        server = Server(ports["gateway"], "native", "/api/v1/upload", headers, pids=pids, ports=ports)
         _until_answers(server.port, "/api/v1/health", folder / "gateway.log")
         _until_initiates(server)
         yield server

@@ -68,7 +68,7 @@ class Access:
         self._signer = signer
         self._settings = settings
         self._clock = clock
-        self._remembered: OrderedDict[tuple[str, str], tuple[float, Video | File]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, bytes], tuple[float, Video | File]] = OrderedDict()
 
     async def video(self, request: web.Request) -> Readable:
         """The video's own file."""
@@ -156,7 +156,7 @@ class Access:
     def _caller(self, request: web.Request) -> Metadata:
         return callers.metadata(request, max_token=self._settings.gateway_max_token_bytes)
 
-    async def _remember(self, key: tuple[str, str], ask: Callable[[], Awaitable[T]]) -> T:
+    async def _remember(self, key: tuple[str, bytes], ask: Callable[[], Awaitable[T]]) -> T:
         """``key`` begins with the kind of what is asked for, so what is remembered under it is a ``T``."""
         now = time.monotonic()
         until, known = self._remembered.get(key, (0.0, None))
@@ -181,9 +181,9 @@ def permission(request: web.Request) -> str:
     return "?" + urlencode({name: request.query.get(name, "") for name in names})
 
 
-def _digest(metadata: Metadata) -> str:
-    """Tokens are not kept, only their digests."""
-    return hashlib.sha256(repr(metadata).encode()).hexdigest()
+def _digest(metadata: Metadata) -> bytes:
+    """Tokens are not kept, only their digests. The token is all that a request's metadata has."""
+    return hashlib.sha256(metadata[0][1].encode()).digest() if metadata else b""
 
 
 def _beside(video: Video, file: StoredFile, name: str, mime_type: str) -> Readable:

@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import uuid
+import weakref
 from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
@@ -47,6 +48,7 @@ class Edge:
         self._cors = cors
         self._max_path = max_path
         self._write_timeout = write_timeout
+        self._limited: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     def install(self, app: web.Application) -> None:
         """Puts itself around every handler of ``app``."""
@@ -100,7 +102,11 @@ class Edge:
 
     def _limit_silence(self, request: web.Request) -> None:
         """Lets the kernel cut off a client that takes nothing, see tcp(7): we would wait for ever."""
-        sock = None if request.transport is None else request.transport.get_extra_info("socket")
+        transport = request.transport
+        if transport is None or transport in self._limited:
+            return
+        self._limited.add(transport)
+        sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6} and sys.platform == "linux":
             milliseconds = round(self._write_timeout * 1000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

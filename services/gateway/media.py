@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from urllib.parse import quote
@@ -80,7 +81,7 @@ class MediaRoutes:
             filename=request.path.rpartition("/")[2],
             modified_at=datetime.fromtimestamp(video.created_at.seconds, UTC),
         )
-        headers = _headers(written, download=False) | {"Accept-Ranges": "none"}
+        headers = dict(_headers(written, download=False)) | {"Accept-Ranges": "none"}
         if _unchanged(request, written):
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, headers=headers)
@@ -93,7 +94,7 @@ class MediaRoutes:
         self, request: web.Request, find: Callable[[web.Request], Awaitable[Readable]]
     ) -> web.StreamResponse:
         readable = await find(request)
-        headers = _headers(readable, download=request.query.get("download") in {"1", "true"})
+        headers = dict(_headers(readable, download=request.query.get("download") in {"1", "true"}))
         if _unchanged(request, readable):
             return web.Response(status=304, headers=headers)
         status, body = _body(_ranges(request, readable), readable, headers)
@@ -143,7 +144,8 @@ def _body(found: list[ranges.ByteRange] | None, readable: Readable, headers: dic
     return 206, body
 
 
-def _headers(readable: Readable, *, download: bool) -> dict[str, str]:
+@functools.lru_cache(1024)  # a player seeks through one file with dozens of requests
+def _headers(readable: Readable, *, download: bool) -> Mapping[str, str]:
     kind = readable.mime_type.partition(";")[0].strip().lower()
     shown = _SHOWN.fullmatch(kind) and not download
     return {

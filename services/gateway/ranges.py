@@ -59,7 +59,7 @@ def parse(header: str, size: int) -> list[ByteRange] | None:
         raise Unsatisfiable
     if len(pairs) > MAX_RANGES or sum(one.length for one in found) > size:
         return None
-    return _coalesced(found)
+    return found if len(found) == 1 else _coalesced(found)
 
 
 def _pair(spec: str) -> tuple[int | None, int | None] | None:

@@ -1,0 +1,174 @@
+"""Measures the gateway against nginx and bare gRPC: ``python -m bench.gateway [--rounds N] [--megabytes N]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+
+from bench import egress
+from bench.report import Result, against, publish
+from bench.servers import Server, _process, _until_answers, ours
+from bench.transfer import put
+from mesh.ports import HOST
+from mesh.swift import NAMES, SwiftServer
+from services.common.adapters.s3_bucket import open_bucket
+from services.common.settings import CommonSettings
+from tests.processes import free_port
+from twotruths.upload.v1.upload_service_pb2 import GetUploadRequest
+from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
+
+# Of 2,000 subscribers from one player some are refused with 503, see the README.
+SUBSCRIBERS, READERS = 1_000, 200
+
+
+def _bound(name: str, ours_: float, unit: str, target: float | None) -> Result:
+    return Result(name, ours_, None, None, unit, target, at_most=True)
+
+
+def _median(rounds: int, *measures: Callable[[], float]) -> list[float]:
+    """Of each, in turn."""
+    found = [[measure() for measure in measures] for _ in range(rounds)]
+    return [statistics.median(column) for column in zip(*found, strict=True)]
+
+
+def _egress(server: Server, url: str, peer: str, rounds: int, size: int) -> Iterator[Result]:
+    auth, gigabytes = server.headers, 0.0
+    egress.curl(url, auth)
+    before = server.cpu("gateway")
+
+    def full() -> float:
+        nonlocal gigabytes
+        speed = egress.curl(url, auth)
+        gigabytes += size / 1e9
+        return speed
+
+    mine, other = _median(rounds, full, lambda: egress.curl(peer, {}))
+    yield against("egress.full_1gb_vs_nginx", mine, other, "MB/s", 0.8, at_most=False)
+    yield _bound("egress.cpu_s_per_gb", (server.cpu("gateway") - before) / gigabytes, "CPU-s/GB", None)
+    for name, length, target in (("1mib", 1 << 20, 0.45), ("64kib", 64 << 10, 0.15)):
+        asked = {"Range": f"bytes=1048576-{1048576 + length - 1}"}
+        mine, other = _median(
+            rounds,
+            lambda asked=asked: egress.wrk(url, auth | asked, connections=8),  # type: ignore[misc]
+            lambda asked=asked: egress.wrk(peer, asked, connections=8),  # type: ignore[misc]
+        )
+        yield against(f"egress.range_{name}_vs_nginx", mine, other, "requests/s", target, at_most=False)
+
+
+async def _grpc_p50(server: Server, upload: str, calls: int) -> float:
+    metadata = tuple((name.lower(), value) for name, value in server.headers.items())
+    async with grpc.aio.insecure_channel(f"{HOST}:{server.ports['upload']}") as channel:
+        stub, seconds = UploadServiceStub(channel), []
+        for _ in range(calls):
+            began = time.perf_counter()
+            await stub.GetUpload(GetUploadRequest(session_id=upload), metadata=metadata)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) * 1000
+
+
+def _rest_p50(server: Server, path: str, calls: int) -> float:
+    connection, seconds = http.client.HTTPConnection(HOST, server.port), []
+    for _ in range(calls):
+        began = time.perf_counter()
+        connection.request("GET", path, headers=server.headers)
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - began)
+    connection.close()
+    return statistics.median(seconds) * 1000
+
+
+def _calls(server: Server, upload: str, rounds: int) -> Iterator[Result]:
+    path = f"/api/v1/upload/{upload}/status"
+    rest, bare = _median(
+        rounds,
+        lambda: _rest_p50(server, path, 1000),
+        lambda: asyncio.run(_grpc_p50(server, upload, 1000)),
+    )
+    yield against("gateway.rest_vs_grpc_p50", rest, bare, "ms", 2.0, at_most=True)
+    url = f"http://{HOST}:{server.port}{path}"
+    (speed,) = _median(rounds, lambda: egress.wrk(url, server.headers, connections=16))
+    yield _bound("gateway.rest_rps", speed, "requests/s", None)
+
+
+def _memory(server: Server, file: str, upload: str) -> Iterator[Result]:
+    def request(path: str) -> bytes:
+        token = server.headers["Authorization"]
+        return f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode()
+
+    before = server.rss("gateway")
+    with egress.connections(server.port, request(file), READERS) as opened:
+        egress.trickle(opened, rate=10_000, seconds=10)
+        yield _bound("gateway.slow_readers_mib", server.rss("gateway") - before, "MiB", 60)
+    before = server.rss("gateway")
+    with egress.connections(server.port, request(f"/api/v1/upload/{upload}/events"), SUBSCRIBERS):
+        grown = (server.rss("gateway") - before) * 1024 / SUBSCRIBERS
+    yield _bound("gateway.idle_sse_kib", grown, "KiB", 40)
+
+
+def _all(folder: Path, rounds: int, size: int) -> Iterator[Result]:
+    with ours(folder / "ours") as server:
+        upload = put(server, size)
+        (path,) = (folder / "ours" / "data" / "objects" / "uploads").iterdir()
+        file = f"/api/v1/files/{upload}"
+        with egress.nginx(folder / "nginx", root=path.parent) as peer:
+            peer_url = f"http://{HOST}:{peer.port}/{path.name}"
+            yield from _egress(server, f"http://{HOST}:{server.port}{file}", peer_url, rounds, size)
+        yield from _calls(server, upload, rounds)
+        yield from _memory(server, file, put(server, 10, complete=False))
+
+
+def _from_s3(folder: Path, rounds: int, size: int) -> Iterator[Result]:
+    folder.mkdir()
+    swift = SwiftServer(folder / "swift", tuple(free_port() for _ in NAMES))
+    with _process(swift.command(), folder / "swift.log"):
+        for url in swift.health_urls():
+            _until_answers(urlsplit(url).port or 0, urlsplit(url).path, folder / "swift.log")
+        settings = swift.settings()
+        os.environ |= {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
+        with ours(folder / "ours") as server:
+            file = f"http://{HOST}:{server.port}/api/v1/files/{put(server, size)}"
+            upstream = asyncio.run(_presigned(settings))
+            with egress.nginx(folder / "nginx", upstream=upstream) as peer:
+                there = f"http://{HOST}:{peer.port}/"
+                measures = (lambda: egress.curl(file, server.headers), lambda: egress.curl(there, {}))
+                mine, other = _median(rounds, *measures)
+        yield against("egress.s3_full_vs_nginx", mine, other, "MB/s", 0.4, at_most=False)
+
+
+async def _presigned(settings: Mapping[str, object]) -> str:
+    async with open_bucket(CommonSettings.model_validate(settings)) as bucket:
+        (key,) = [info.key async for info in bucket.list("objects/")]
+        now = datetime.now(UTC)
+        return (await bucket.presign(key, now + timedelta(hours=1), now))[0]
+
+
+def main() -> None:
+    """Measures everything once."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    options = parser.parse_args()
+    size = options.megabytes * 10**6
+    os.environ["TWOTRUTHS_UPLOAD_MAX_FILE_SIZE"] = str(2 * size)
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        found = chain(
+            _all(here, options.rounds, size), _from_s3(here / "s3", options.rounds, min(size, 300_000_000))
+        )
+        publish(found, "gateway.jsonl")
+
+
+if __name__ == "__main__":
+    main()
