@@ -77,7 +77,10 @@ class MergeSettings(CommonSettings):
         description="how long a worker may hold a job until that is taken away: 120 more than the longest may run",
     )
     jobs_per_owner: int = Field(
-        8, ge=1, description="jobs of one player in the queue at once, and as many of low priority beside them"
+        4,
+        ge=1,
+        description="jobs of one player in the queue at once, and as many of low priority beside them: how many "
+        "workers one player may keep busy, and how many jobs others wait behind",
     )
     sweep_seconds: float = Field(30.0, gt=0, description="how often every session is looked at")
     clip_retention_days: float = Field(7.0, ge=0, description="how long the clips of an ended session are kept")

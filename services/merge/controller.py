@@ -76,7 +76,7 @@ class MergeController:
         whole_seconds: float = math.inf,
         deadlines: Deadlines | None = None,
         sweep_seconds: float = 30.0,
-        jobs_per_owner: int = 8,
+        jobs_per_owner: int = 4,
     ) -> None:
         self._sessions = sessions
         self._videos = videos
