@@ -15,6 +15,8 @@ from buf.validate import validate_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from services.common.errors import Unauthenticated
+from services.gateway import problems
 from services.gateway.problems import FieldError, Problem, invalid
 
 _KEY = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"|([\x21\x23-\x7e]*)')
@@ -35,6 +37,11 @@ def unauthenticated() -> Problem:
     )
 
 
+def invalid_token() -> Problem:
+    """401 for a token that cannot be one: word for word what the services say of one that does not count."""
+    return problems.from_error(Unauthenticated("the bearer token is not valid"))
+
+
 def metadata(request: web.Request, *, max_token: int) -> Metadata:
     """The call metadata of a request. Raises Problem 401 when no token came, or one that cannot be one."""
     values = request.headers.getall("Authorization", [])
@@ -42,8 +49,10 @@ def metadata(request: web.Request, *, max_token: int) -> Metadata:
         raise unauthenticated()
     scheme, _, token = values[0].partition(" ")
     usable = token.isascii() and token.isprintable() and 0 < len(token) <= max_token
-    if scheme.lower() != "bearer" or not usable:
+    if scheme.lower() != "bearer" or not token:
         raise unauthenticated()
+    if not usable:
+        raise invalid_token()
     return (("authorization", f"Bearer {token}"),)
 
 

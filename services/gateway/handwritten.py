@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.gateway.statuses import headers
+
 _ID = {"type": "string", "format": "uuid"}
 _HASH = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description": "SHA-256 in hex"}
 _CHUNK_PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
@@ -100,6 +102,27 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
     }
 
 
+_MOVED = {"description": "Another delivers the bytes.", "headers": headers("X-Request-Id", "Location")}
+_CONDITIONS = {
+    "If-Match": "412 unless the file has one of these ETags.",
+    "If-None-Match": "304 if the file has one of these ETags.",
+    "If-Modified-Since": "304 if the file is no newer (an HTTP date).",
+    "If-Unmodified-Since": "412 if the file is newer (an HTTP date).",
+}
+
+
+def _condition(name: str, text: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+
+
+def _part(kind: str, told: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "description": "The range asked for; several come as multipart/byteranges.",
+        "headers": headers(*told, "Content-Range"),
+        "content": {kind: {}, "multipart/byteranges": {}},
+    }
+
+
 def _bytes(
     name: str,
     parameter: str,
@@ -111,37 +134,40 @@ def _bytes(
     moves: bool = False,
 ) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [{"name": parameter, "in": "path", "required": True, "schema": _ID}]
+    parameters += [_condition(name, text) for name, text in _CONDITIONS.items()]
+    told = ("X-Request-Id", "ETag", "Last-Modified", "Accept-Ranges", "Content-Disposition")
     if ranges:
         parameters += [
-            {"name": "Range", "in": "header", "required": False, "schema": {"type": "string"}},
+            _condition("Range", "Which bytes: `bytes=0-1`, `bytes=500-`, `bytes=-500`, or several of them."),
+            _condition("If-Range", "The range counts for the file of this ETag or date alone; else all comes."),
             {"name": "download", "in": "query", "required": False, "schema": {"type": "string"}},
         ]
     if signed:
         parameters += [
             {"name": query, "in": "query", "required": False, "schema": {"type": "string"}}
-            for query in ("expires", "key_id", "signature", "public")
+            for query in ("expires", "key_id", "public")
         ]
     operation = {
         "tags": ["Media"],
         "summary": summary,
         "parameters": parameters,
         "responses": {
-            "200": {"description": "The whole file.", "content": {kind: {}}},
+            "200": {"description": "The whole file.", "headers": headers(*told), "content": {kind: {}}},
+            **({"206": _part(kind, told)} if ranges else {}),
             **(
                 {
-                    "206": {
-                        "description": "The ranges asked for.",
-                        "content": {kind: {}, "multipart/byteranges": {}},
+                    "302": {
+                        "description": "Another delivers the bytes.",
+                        "headers": headers("X-Request-Id", "Location"),
                     }
                 }
-                if ranges
+                if moves
                 else {}
             ),
-            **({"302": {"description": "Another delivers the bytes, see Location."}} if moves else {}),
-            "304": {"description": "The client's copy is current."},
+            "304": {"description": "The client's copy is current.", "headers": headers("X-Request-Id", "ETag")},
         },
         "x-problems": _MEDIA_PROBLEMS,
-    } | ({"security": [{"bearer": []}, {}]} if signed else {})
+    } | ({"security": [{"bearer": []}, {"signed": []}]} if signed else {})
     return {
         verb: operation | {"operationId": f"{name}_{verb}", "x-problems": _MEDIA_PROBLEMS}
         for verb in ("get", "head")

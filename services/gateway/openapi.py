@@ -7,20 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
-from google.protobuf.descriptor import FieldDescriptor
 
-from services.gateway import contract, encode, problems
+from services.gateway import contract, encode, parameters, statuses
 from services.gateway.handwritten import SCHEMAS
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding
-from services.gateway.schemas import Schema, Schemas
+from services.gateway.schemas import Schemas
 
-_CODE_LINE = re.compile(r"\b([A-Z]{3}[A-Z_]+): ([^.]*)")
-_ALWAYS = ("UNAUTHENTICATED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL")
-_PROBLEM: Schema = {
-    "description": "RFC 9457",
-    "content": {problems.CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-}
+_SIGNED = "The signature of a streaming_url, which comes with expires and key_id; no token is needed then."
+_KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
 
 
 class OpenApiRoutes:
@@ -40,7 +35,9 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[s
     paths: dict[str, dict[str, Any]] = {}
     for binding in bindings:
         operations = paths.setdefault(binding.template.display, {})
-        operations[binding.verb.lower()] = _operation(binding, schemas, comments)
+        operation = operations[binding.verb.lower()] = _operation(binding, schemas, comments)
+        if binding.verb == "GET" and not binding.method.server_streaming:
+            operations["head"] = _head(operation)
     for path, written in PATHS.items():
         paths.setdefault(path, {}).update({verb: _with_problems(op) for verb, op in written.items()})
     return {
@@ -56,7 +53,11 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[s
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(({**schemas.components, **SCHEMAS}).items())),
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "headers": dict(statuses.HEADERS),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "signed": {"type": "apiKey", "in": "query", "name": "signature", "description": _SIGNED},
+            },
         },
     }
 
@@ -70,45 +71,25 @@ def _operation(binding: Binding, schemas: Schemas, comments: Mapping[str, str]) 
         "tags": [binding.method.containing_service.name],
         "summary": summary.replace("\n", " "),
         "description": rest,
-        "parameters": [*_path_parameters(binding, schemas), *_query_parameters(binding, schemas)],
-        "responses": {"200": _answer(binding, schemas), **_problems(comment)},
+        "parameters": parameters.of_rpc(binding, schemas),
+        "responses": {
+            "200": _answer(binding, schemas),
+            **statuses.of_rpc(comment, body=bool(binding.body), stream=binding.method.server_streaming),
+        },
     }
     if binding.body:
         operation["requestBody"] = _body(binding, schemas)
     return operation
 
 
-def _path_parameters(binding: Binding, schemas: Schemas) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "in": "path",
-            "required": True,
-            "schema": schemas.field(_field(binding, name), request=True),
-        }
-        for name in binding.template.fields
-    ]
-
-
-def _field(binding: Binding, path: str) -> FieldDescriptor:
-    descriptor: Any = binding.method.input_type
-    *parents, leaf = path.split(".")
-    for parent in parents:
-        descriptor = descriptor.fields_by_name[parent].message_type
-    field: FieldDescriptor = descriptor.fields_by_name[leaf]
-    return field
-
-
-def _query_parameters(binding: Binding, schemas: Schemas) -> list[dict[str, Any]]:
-    """Fields that neither path nor body give. Owners are named by services alone: phones are not told of it."""
-    if binding.body == "*":
-        return []
-    taken = {*binding.template.fields, binding.body, "owner"}
-    return [
-        {"name": field.name, "in": "query", "required": False, "schema": schemas.field(field, request=True)}
-        for field in binding.method.input_type.fields
-        if field.name not in taken and field.message_type is None
-    ]
+def _head(operation: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without a body (RFC 9110 section 9.3.2)."""
+    responses = {
+        status: {name: part for name, part in response.items() if name != "content"}
+        for status, response in operation["responses"].items()
+    }
+    name = operation["operationId"].replace("_get_", "_head_", 1)
+    return {**operation, "operationId": name, "responses": responses}
 
 
 def _body(binding: Binding, schemas: Schemas) -> dict[str, Any]:
@@ -122,8 +103,12 @@ def _body(binding: Binding, schemas: Schemas) -> dict[str, Any]:
     name = descriptor.name.removesuffix("Request") + "Body"
     schemas.components[name] = schema
     reference = {"$ref": f"#/components/schemas/{name}"}
-    kinds = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
-    return {"required": bool(schema.get("required")), "content": {kind: {"schema": reference} for kind in kinds}}
+    # In a form an object, or a list of objects, is one JSON text.
+    properties = schema["properties"]
+    texts = [field.name for field in descriptor.fields if field.message_type and field.name in properties]
+    encoding = {"encoding": {text: {"contentType": "application/json"} for text in texts}} if texts else {}
+    media = {kind: {"schema": reference} | (encoding if kind != _KINDS[0] else {}) for kind in _KINDS}
+    return {"required": bool(schema.get("required")), "content": media}
 
 
 def _answer(binding: Binding, schemas: Schemas) -> dict[str, Any]:
@@ -135,32 +120,23 @@ def _answer(binding: Binding, schemas: Schemas) -> dict[str, Any]:
         schema = schemas.reference(descriptor)
     if binding.method.server_streaming:
         return {
+            "headers": statuses.headers("X-Request-Id"),
             "description": "Each change as the data of an event, then an event named end.",
             "content": {
                 "text/event-stream": {"schema": {"type": "string"}},
                 "application/x-ndjson": {"schema": {"type": "object", "properties": {"result": schema}}},
             },
         }
-    return {"description": "Done.", "content": {"application/json": {"schema": schema}}}
-
-
-def _problems(comment: str) -> dict[str, Any]:
-    """The statuses of the error codes that the rpc's comment lists, and of those that every rpc may answer."""
-    texts: dict[str, list[str]] = {}
-    for code, text in [*_CODE_LINE.findall(comment), *((code, "") for code in _ALWAYS), ("INVALID_ARGUMENT", "")]:
-        status = problems.STATUS_BY_CODE.get(code)
-        if status is not None:
-            texts.setdefault(str(status), []).append(" ".join(f"{code} {text}".split()))
+    names = ("X-Request-Id", "RateLimit", "RateLimit-Policy") if binding.verb == "POST" else ("X-Request-Id",)
     return {
-        status: _PROBLEM | {"description": "; ".join(dict.fromkeys(lines))}
-        for status, lines in sorted(texts.items())
+        "description": "Done.",
+        "headers": statuses.headers(*names),
+        "content": {"application/json": {"schema": schema}},
     }
 
 
 def _with_problems(operation: Mapping[str, Any]) -> dict[str, Any]:
     """A hand-written operation lists the statuses of its problems as ``x-problems``."""
     result = dict(operation)
-    statuses = result.pop("x-problems", ())
-    described = {str(s): _PROBLEM | {"description": problems.title(s)} for s in statuses}
-    result["responses"] = dict(result["responses"]) | described
+    result["responses"] = dict(result["responses"]) | statuses.titled(result.pop("x-problems", ()))
     return result

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from typing import Any
 
-from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from google.protobuf.descriptor import FieldDescriptor as F
 
-from services.gateway import enums
+from services.gateway import bounds, enums
+from services.gateway.bounds import Schema
 
-Schema = dict[str, Any]
 _INTEGERS = {
     F.TYPE_INT32: "int32",
     F.TYPE_SINT32: "int32",
@@ -28,8 +28,7 @@ _WELL_KNOWN: Mapping[str, Schema] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"},
 }
-_BOUNDS = {"gte": "minimum", "gt": "exclusiveMinimum", "lte": "maximum", "lt": "exclusiveMaximum"}
-_LENGTHS = {"min_len": "minLength", "max_len": "maxLength", "pattern": "pattern"}
+_EXAMPLE = re.compile(r'Example: ("[^"]*"|-?[0-9]+(?:\.[0-9]+)?)')
 
 
 class Schemas:
@@ -50,10 +49,15 @@ class Schemas:
             self.components[name] = self.message(descriptor, request=request)
         return {"$ref": f"#/components/schemas/{name}"}
 
+    def required(self, descriptor: Descriptor) -> frozenset[str]:
+        """The fields of a request that cannot be left out."""
+        return bounds.required(descriptor)
+
     def message(self, descriptor: Descriptor, *, request: bool, without: frozenset[str] = frozenset()) -> Schema:
         """The schema of an object. ``without``: fields that the path gives."""
         fields = [field for field in descriptor.fields if field.name not in without]
-        required = [f.name for f in fields if not request or _required(f)]
+        needed = self.required(descriptor) if request else frozenset(f.name for f in fields)
+        required = [f.name for f in fields if f.name in needed]
         schema: Schema = {
             "type": "object",
             "properties": {field.name: self.field(field, request=request) for field in fields},
@@ -66,26 +70,24 @@ class Schemas:
 
     def field(self, field: F, *, request: bool) -> Schema:
         """The schema of a field's value, with its comment and the bounds that the proto sets."""
-        rules = field.GetOptions().Extensions[validate_pb2.field]
+        rules = bounds.rules_of(field)
         message = field.message_type
         if message is not None and message.GetOptions().map_entry:
             value = self._single(message.fields_by_name["value"], request=request)
-            schema: Schema = {"type": "object", "additionalProperties": value}
-            if rules.map.HasField("max_pairs"):
-                schema["maxProperties"] = rules.map.max_pairs
+            values = value | bounds.of_value(rules.map.values)
+            schema: Schema = {"type": "object", "additionalProperties": values} | bounds.of_map(rules)
         elif field.is_repeated:
-            items = self._single(field, request=request)
-            schema = {"type": "array", "items": items | _bounds(field, rules.repeated.items)}
-            if rules.repeated.HasField("min_items"):
-                schema["minItems"] = rules.repeated.min_items
-            if rules.repeated.HasField("max_items"):
-                schema["maxItems"] = rules.repeated.max_items
+            items = self._single(field, request=request) | bounds.of_value(rules.repeated.items)
+            schema = {"type": "array", "items": items} | bounds.of_list(rules)
         else:
-            schema = self._single(field, request=request) | _bounds(field, rules)
+            schema = self._single(field, request=request) | bounds.of_value(rules)
             if not request and (field.has_presence or field.enum_type is not None):
                 schema = _or_null(schema)
         if comment := self._comments.get(field.full_name):
             schema["description"] = comment
+            if found := _EXAMPLE.search(comment):
+                example = json.loads(found[1])
+                schema["examples"] = [[example] if schema.get("type") == "array" else example]
         return schema
 
     def _single(self, field: F, *, request: bool) -> Schema:
@@ -122,34 +124,3 @@ def _or_null(schema: Schema) -> Schema:
     if "$ref" in schema:
         return {"anyOf": [schema, {"type": "null"}]}
     return schema | {"type": [schema["type"], "null"]}
-
-
-def _required(field: F) -> bool:
-    """Whether the proto wants the field: said outright, or its default breaks a rule of length or bound."""
-    rules = field.GetOptions().Extensions[validate_pb2.field]
-    if rules.required:
-        return True
-    if rules.string.min_len or rules.string.uuid or rules.repeated.min_items:
-        return True
-    kind = rules.WhichOneof("type")
-    if kind in {"int32", "int64", "double"}:
-        numbers = getattr(rules, kind)
-        return bool((numbers.HasField("gt") and numbers.gt >= 0) or (numbers.HasField("gte") and numbers.gte > 0))
-    return kind == "enum" and 0 in rules.enum.not_in
-
-
-def _bounds(field: F, rules: Any) -> Schema:
-    kind = rules.WhichOneof("type")
-    if kind is None:
-        return {}
-    typed = getattr(rules, kind)
-    found: Schema = {}
-    if kind == "string":
-        found = {keyword: getattr(typed, rule) for rule, keyword in _LENGTHS.items() if typed.HasField(rule)}
-        if typed.WhichOneof("well_known") == "uuid":
-            found["format"] = "uuid"
-        if getattr(typed, "in"):
-            found["enum"] = list(getattr(typed, "in"))
-    elif kind in {"int32", "int64", "uint32", "uint64", "double", "float"}:
-        found = {keyword: getattr(typed, rule) for rule, keyword in _BOUNDS.items() if typed.HasField(rule)}
-    return found

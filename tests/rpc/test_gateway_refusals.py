@@ -175,6 +175,16 @@ async def test_a_wrong_token_is_401_with_a_challenge(world: World, authorization
     await problem(world.call("POST", f"/api/v1/upload/{ID}/chunk/0", user="", headers=headers, data=b"x"), 401)
 
 
+@pytest.mark.parametrize("token", ["x", "a b", "a.b.c", "x" * 4000, "x" * 5000, "x" * 15000, "ü"])
+async def test_every_token_that_does_not_count_gets_the_same_answer(world: World, token: str) -> None:
+    url = f"/api/v1/upload/{ID}/status"
+    headers = {"Authorization": f"Bearer {token}"}
+    document, answer = await problem(world.call("GET", url, user="", headers=headers), 401)
+    assert (document["reason"], document["detail"]) == ("UNAUTHENTICATED", "the bearer token is not valid")
+    assert answer["WWW-Authenticate"] == 'Bearer realm="twotruths", error="invalid_token"'
+    assert world.uploads.metadata == []
+
+
 async def test_anothers_upload_is_not_found(world: World) -> None:
     upload = world.uploads.add("bob", "a.mp4", 4, 4)
     url = f"/api/v1/upload/{upload.session_id}"

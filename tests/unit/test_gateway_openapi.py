@@ -1,0 +1,86 @@
+"""The OpenAPI document: valid, and as strict as the gateway and the services are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import protovalidate
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from services.gateway import contract, openapi, routes
+
+BINDINGS = routes.bindings(contract.services())
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return openapi.document(BINDINGS, contract.comments())
+
+
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+
+
+def test_what_an_empty_body_is_refused_for_is_required(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["InitiateUploadBody"]["required"] == ["filename", "mime_type"]
+    for binding in (b for b in BINDINGS if b.body == "*"):
+        paths = [v.proto.field for v in protovalidate.collect_violations(binding.request())]
+        refused = {path.elements[0].field_name for path in paths if path is not None and path.elements}
+        name = binding.method.input_type.name.removesuffix("Request") + "Body"
+        assert set(schemas[name].get("required", [])) == refused - set(binding.template.fields), name
+
+
+def test_bounds_of_maps_and_bytes_are_told(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["InitiateUploadBody"]["properties"]
+    assert fields["filename"] | {"description": ""} == {
+        "type": "string",
+        "description": "",
+        "minLength": 1,
+        "maxLength": 4096,
+    }
+    assert fields["metadata"]["propertyNames"] == {"minLength": 1, "maxLength": 64}
+    assert fields["metadata"]["additionalProperties"]["maxLength"] == 1024
+    assert fields["mime_type"]["examples"] == ["video/mp4"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "statuses"),
+    [
+        ("post", "/api/v1/upload/{session_id}/complete", {"408", "413", "414", "415", "417", "422", "429", "431"}),
+        ("post", "/api/v1/upload/initiate", {"400", "401", "409", "413", "429"}),
+        ("get", "/api/v1/upload/{session_id}/events", {"404", "406", "414"}),
+        ("head", "/api/v1/upload/{session_id}/status", {"200", "401", "404"}),
+        ("get", "/api/v1/media/stream/{video_file_id}", {"206", "304", "412", "414", "416", "429", "431"}),
+    ],
+)
+def test_an_operation_names_what_codes_reasons_and_its_shape_may_answer(
+    document: dict[str, Any], method: str, path: str, statuses: set[str]
+) -> None:
+    operation = document["paths"][path][method]
+    assert statuses <= set(operation["responses"])
+    assert "Retry-After" in operation["responses"]["503"]["headers"]
+
+
+def test_headers_and_permissions_of_bytes_are_told(document: dict[str, Any]) -> None:
+    operation = document["paths"]["/api/v1/media/stream/{video_file_id}"]["get"]
+    names = {parameter["name"] for parameter in operation["parameters"]}
+    assert {"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since"} <= names
+    assert {"ETag", "Content-Range"} <= set(operation["responses"]["206"]["headers"])
+    assert operation["security"] == [{"bearer": []}, {"signed": []}]
+
+
+def test_requests_may_be_sent_again_and_streams_resumed_by_header(document: dict[str, Any]) -> None:
+    def headers(method: str, path: str) -> set[str]:
+        return {p["name"] for p in document["paths"][path][method]["parameters"] if p["in"] == "header"}
+
+    assert "Idempotency-Key" in headers("post", "/api/v1/upload/initiate")
+    assert "Last-Event-ID" in headers("get", "/api/v1/upload/{session_id}/events")
+
+
+def test_objects_in_forms_are_json(document: dict[str, Any]) -> None:
+    content = document["paths"]["/api/v1/challenges"]["post"]["requestBody"]["content"]
+    for kind in ("application/x-www-form-urlencoded", "multipart/form-data"):
+        assert content[kind]["encoding"]["statements"] == {"contentType": "application/json"}
+    assert "encoding" not in content["application/json"]
