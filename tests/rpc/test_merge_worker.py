@@ -236,10 +236,13 @@ def test_progress_that_cannot_be_is_a_broken_child(value: object) -> None:
         {"sha256": "0" * 10_000},
         {"sha256": 0},
         {"more": 1},
+        {"beside": 1},
+        {"beside": {"tile_width": 160}},
     ],
 )
 def test_a_result_that_cannot_be_is_a_broken_child(wrong: dict[str, object]) -> None:
     right: dict[str, object] = {"frames": [90], "width": 1280, "height": 720, "size": 9, "sha256": "0" * 64}
+    right["beside"] = None
     assert parse_result(MergedFile, dict(right)) == MergedFile((90,), 1280, 720, 9, "0" * 64)
     with pytest.raises(ProtocolError):
         parse_result(MergedFile, right | wrong)
