@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class Mesh:
 
         def watch() -> None:
             while not stop.wait(0.05):
-                peak[0] = max([peak[0], *(_rss(child) for pid in workers for child in _children(pid))])
+                peak[0] = max([peak[0], *(_rss(child) for pid in workers for child in _descendants(pid))])
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -141,15 +141,23 @@ def running(folder: Path, *, workers: int, **settings: object) -> Iterator[Mesh]
 
 
 def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(_own_cpu(process) for process in (pid, *_descendants(pid)))
+
+
+def _own_cpu(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
     return sum(map(int, fields[11:15])) / _TICKS  # its own, then that of the children it has waited for
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += [int(word) for word in task.read_text().split()]
+    return found + [below for child in found for below in _descendants(child)]
 
 
 def _rss(pid: int) -> int:

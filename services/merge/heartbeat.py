@@ -1,7 +1,7 @@
 """A worker's report of itself, renewed every few seconds; when the worker ends, however it ends, it goes.
 
-The worker's numbers include those of its jobs' processes: what they used while they ran, and after that what the
-kernel adds to their parent.
+The worker's numbers include those of its jobs' processes: what they use while they run, and after that what the
+kernel adds to their parent, which is a child of the worker's.
 """
 
 from __future__ import annotations
@@ -113,25 +113,25 @@ def cpu_seconds() -> float:
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     )
-    for child in _children():
+    for child in _descendants():
         with suppress(OSError, IndexError):
             fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            used += (int(fields[11]) + int(fields[12])) / _TICKS  # utime and stime, proc_pid_stat(5)
+            used += sum(map(int, fields[11:15])) / _TICKS  # its own and that of children it waited for
     return used
 
 
 def rss_bytes() -> int:
     """Resident memory of this process and its children."""
     total = 0
-    for process in ("self", *_children()):
+    for process in ("self", *_descendants()):
         with suppress(OSError, IndexError):
             total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * _PAGE_BYTES
     return total
 
 
-def _children() -> list[str]:
+def _descendants(process: str = "self") -> list[str]:
     found: list[str] = []
-    for task in Path("/proc/self/task").glob("*/children"):
+    for task in Path(f"/proc/{process}/task").glob("*/children"):
         with suppress(OSError):  # the thread has ended
             found += task.read_text().split()
-    return found
+    return found + [below for child in found for below in _descendants(child)]

@@ -20,8 +20,9 @@ from dataclasses import replace
 
 from services.merge.media import canary, normalise, probe
 from services.merge.media.errors import RETRYABLE, ErrorType, MediaError
+from services.merge.media.forked import ROOT
 from services.merge.media.limits import Limits
-from services.merge.media.runner import CRASHES, ROOT
+from services.merge.media.runner import CRASHES
 from services.merge.media.sandbox import lock_down
 from services.merge.media.source import Source
 from services.merge.timeline import Canvas, Quality

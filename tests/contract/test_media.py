@@ -15,8 +15,9 @@ import av
 import pytest
 
 from mesh.clips import BLUE, GREEN, RED, Colour, Sound, make_clip, make_demo_clips
-from services.merge.media import runner as runner_module
+from services.merge.media import forked
 from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.forked import Child, Nursery
 from services.merge.media.limits import Limits
 from services.merge.media.progress import Progress as Ticker
 from services.merge.media.runner import MediaRunner
@@ -388,23 +389,21 @@ async def test_two_frames_six_hours_apart_are_refused(tmp_path: Path, runner: Me
 
 
 @pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.subprocess.Process]:
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
     """Every child that a runner starts during the test."""
-    started: list[asyncio.subprocess.Process] = []
-    start = asyncio.create_subprocess_exec
+    started: list[Child] = []
+    start = Nursery.child
 
-    async def starting(*args: str, **kwargs: object) -> asyncio.subprocess.Process:
-        process = await start(*args, **kwargs)  # type: ignore[arg-type]  # passed through
-        started.append(process)
-        return process
+    async def starting(nursery: Nursery) -> Child:
+        child = await start(nursery)
+        started.append(child)
+        return child
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", starting)
+    monkeypatch.setattr(Nursery, "child", starting)
     return started
 
 
-async def test_cancelling_kills_the_child_and_leaves_no_file(
-    tmp_path: Path, children: list[asyncio.subprocess.Process]
-) -> None:
+async def test_cancelling_kills_the_child_and_leaves_no_file(tmp_path: Path, children: list[Child]) -> None:
     source, target = tmp_path / "a.mp4", tmp_path / "n.mov"
     make_clip(source, seconds=2, colour=RED, size=(320, 240))
     encoding = asyncio.Event()
@@ -438,7 +437,7 @@ async def test_limits_end_a_job_that_is_not_tried_again(
     limits: Limits,
     canvas: Canvas,
     error_type: ErrorType,
-    children: list[asyncio.subprocess.Process],
+    children: list[Child],
 ) -> None:
     source, target = tmp_path / "a.mp4", tmp_path / "n.mov"
     make_clip(source, seconds=4, colour=RED, size=(320, 240))
@@ -467,8 +466,16 @@ async def test_limits_end_a_job_that_is_not_tried_again(
 async def test_a_child_that_dies_or_talks_nonsense_is_a_typed_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, error_type: str, retryable: bool
 ) -> None:
-    command = (sys.executable, "-c", f"import os, signal, sys, time; {script}")
-    monkeypatch.setattr(runner_module, "COMMAND", command)
+    program = f"""
+import os, signal, sys, time
+from services.merge.media import child, nursery
+def main(parent):
+    {script}
+    return 0
+child.main = main
+nursery.main()
+"""
+    monkeypatch.setattr(forked, "COMMAND", (sys.executable, "-c", program))
     with pytest.raises(MediaError) as caught:
         await MediaRunner().probe(tmp_path / "a.mp4")
     assert (caught.value.error_type, caught.value.retryable) == (error_type, retryable)
@@ -485,18 +492,19 @@ async def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     os.mkfifo(second)
     script = f"""
 import asyncio, pathlib
+from services.merge.media.forked import Nursery
 from services.merge.media.runner import MediaRunner, Quality
-start = asyncio.create_subprocess_exec
-async def starting(*args, **kwargs):
-    process = await start(*args, **kwargs)
-    print(process.pid, flush=True)
-    return process
-asyncio.create_subprocess_exec = starting
+start = Nursery.child
+async def starting(nursery):
+    child = await start(nursery)
+    print(child.pid, flush=True)
+    return child
+Nursery.child = starting
 pipes = [pathlib.Path({str(first)!r}), pathlib.Path({str(second)!r})]
 asyncio.run(MediaRunner().merge(pipes, pathlib.Path({str(tmp_path / "m.mp4")!r}), Quality.LOW, print))
 """
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, cwd=runner_module.ROOT
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, cwd=forked.ROOT
     )
     assert parent.stdout is not None
     child = os.pidfd_open(int(await parent.stdout.readline()))

@@ -379,7 +379,7 @@ def test_an_upload_that_is_cut_off_is_refused_in_every_container_that_says_how_l
 
 
 def test_pictures_that_cannot_be_decoded_are_not_passed_over(tmp_path: Path) -> None:
-    """Two thirds of the packets are noise; the first second, all that a probe decodes, is whole."""
+    """Two thirds of the packets are noise; the first second, more than a probe decodes, is whole."""
     source = record(tmp_path / "a", Recording(seconds=Fraction(3), audio=None, options={"g": "1"}))
     data = bytearray(source.read_bytes())
     with av.open(source) as container:

@@ -16,6 +16,7 @@ from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
 from services.merge.media.normalise import normalise
 from services.merge.media.picture import MAX_KINDS, Fitter
+from services.merge.media.probe import probe
 from services.merge.media.source import Source
 from services.merge.timeline import Canvas, Quality
 from tests.contract.recordings import Recording, record
@@ -49,6 +50,22 @@ def test_a_clip_that_changes_its_kind_all_the_time_is_refused() -> None:
     with pytest.raises(MediaError) as caught:
         fitter.fit(flat(160, 120))
     assert caught.value.error_type == ErrorType.DECODE_FAILED
+
+
+@pytest.mark.parametrize("codec", ["h264", "h264 with B-frames", "hevc"])
+def test_a_probe_decodes_a_few_pictures_and_no_more(
+    tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def counted(source: Source, frame_width: int, frame_height: int) -> None:
+        decoded.append((frame_width, frame_height))
+
+    source = record(tmp_path / "a", Recording(codec=codec, seconds=Fraction(2), audio=None))
+    with source.open("rb", buffering=0) as file:
+        monkeypatch.setattr(Source, "check_pixels", counted)
+        assert probe(Source(file, Limits(), 1)).duration == 2
+    assert 0 < len(decoded) <= 15
 
 
 def captioned(source: Path, target: Path) -> None:

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.common.keys import KeyRing
 from services.merge.config import MergeSettings
 from services.merge.media import landlock, sandbox, seccomp
-from services.merge.media.runner import ROOT
+from services.merge.media.forked import ROOT
 from services.merge.wiring import build_worker
 
 BEFORE = """
@@ -28,6 +28,8 @@ from services.merge.media.limits import Limits
 path, new, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
 given = os.open(path, os.O_RDONLY)
 canary.sing()
+if sys.argv[4] == "forked" and (child := os.fork()):
+    os._exit(max(0, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
 """
 AFTER = """
 def connect():
@@ -73,11 +75,11 @@ os._exit(0)
 HARMLESS = ["given", "memory", "thread"]
 
 
-def allowed(tmp_path: Path, lock: str) -> list[str]:
-    """What succeeds after the lock."""
+def allowed(tmp_path: Path, lock: str, start: str = "started") -> list[str]:
+    """What succeeds after the lock, in a child that was ``started`` for it or ``forked`` from one that was."""
     (tmp_path / "file").write_text("text")
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        arguments = (str(tmp_path / "file"), str(tmp_path / "new"), str(listening.getsockname()[1]))
+        arguments = (str(tmp_path / "file"), str(tmp_path / "new"), str(listening.getsockname()[1]), start)
         command = [sys.executable, "-c", f"{BEFORE}\n{lock}\n{AFTER}", *arguments]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -86,8 +88,9 @@ def allowed(tmp_path: Path, lock: str) -> list[str]:
     return done
 
 
-def test_a_locked_child_opens_nothing_connects_nowhere_and_starts_nothing(tmp_path: Path) -> None:
-    assert allowed(tmp_path, "sandbox.lock_down(Limits(), os.getppid())") == HARMLESS
+@pytest.mark.parametrize("start", ["started", "forked"])
+def test_a_locked_child_opens_nothing_connects_nowhere_and_starts_nothing(tmp_path: Path, start: str) -> None:
+    assert allowed(tmp_path, "sandbox.lock_down(Limits(), os.getppid())", start) == HARMLESS
 
 
 def test_the_files_are_closed_even_without_the_system_call_filter(tmp_path: Path) -> None:

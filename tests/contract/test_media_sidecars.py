@@ -17,7 +17,7 @@ import pytest
 from av.video.frame import VideoFrame
 
 from mesh.clips import BLUE, FLASH_AT, FLASH_SECONDS, GREEN, RED, WHITE, Colour, make_clip
-from services.merge.media import loudness, runner
+from services.merge.media import forked, loudness
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.limits import Limits
 from services.merge.media.loudness import PEAK_DBTP, TARGET_LUFS, evened, measured
@@ -303,12 +303,12 @@ async def test_a_merge_stands_whatever_becomes_of_what_lies_beside_it(
 ) -> None:
     program = f"""
 import ctypes, os, time
-from services.merge.media import child, stills
+from services.merge.media import child, nursery, stills
 def fault(*_): {fault}
 {place} = fault
-os._exit(child.main())
+nursery.main()
 """
-    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", program))
+    monkeypatch.setattr(forked, "COMMAND", (sys.executable, "-c", program))
     parts, video = [made.folder / f"{number}.mov" for number in range(3)], tmp_path / "merged.mp4"
     limits = Limits(wall_seconds=5 if "sleep" in fault else 60)
     merged = await MediaRunner(limits).merge(parts, video, Quality.LOW, lambda *_: None, beside(tmp_path, 3))

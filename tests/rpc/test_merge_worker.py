@@ -347,6 +347,8 @@ def test_progress_that_cannot_be_is_a_broken_child(value: object) -> None:
         {"sha256": "0" * 10_000},
         {"sha256": 0},
         {"more": 1},
+        {"beside": 1},
+        {"beside": {"tile_width": 160}},
     ],
 )
 def test_a_result_that_cannot_be_is_a_broken_child(wrong: dict[str, object]) -> None:

@@ -1,8 +1,8 @@
-"""The process that reads hostile bytes: one job, then it ends. Run by the runner, never imported by it.
+"""The process that reads hostile bytes: one job, then it ends. The nursery forks it; the runner never imports it.
 
-Order matters: a canary loads what is loaded on first use, the job is waited for and read and its files are opened,
-all while everything is allowed; then the lock closes, and only then a byte of a source is looked at. The real
-stdout is kept aside for the protocol: whatever a library prints goes to stderr.
+Order matters: the nursery's canary has loaded what is loaded on first use, the job is waited for and read and its
+files are opened, all while everything is allowed; then the lock closes, and only then a byte of a source is looked
+at. The real stdout is kept aside for the protocol: whatever a library prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import BinaryIO
 
-from services.merge.media import canary, merge, normalise, probe, sidecars
+from services.merge.media import merge, normalise, probe, sidecars
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.files import open_source, open_target
 from services.merge.media.protocol import Job, Result, error_line, progress_line, result_line
-from services.merge.media.sandbox import die_with_parent, lock_down
+from services.merge.media.sandbox import lock_down
 from services.merge.media.sidecars import write_sidecars
 from services.merge.media.source import Source
 from services.merge.media.stills import Stills
@@ -40,16 +40,15 @@ class Channel:
         self.send(progress_line(done, expected))
 
 
-def main() -> int:
+def main(parent: int) -> int:
+    """``parent`` is the process id that this one must not outlive. Returns the exit code."""
     channel = Channel()
     try:
-        canary.sing()
         asked = sys.stdin.buffer.read()
         if not asked:  # the worker has ended, or has no job for this child
             return 0
         job = Job.from_json(asked)
-        die_with_parent(job.parent)
-        channel.send(result_line(_run(job, channel)))
+        channel.send(result_line(_run(job, channel, parent)))
     except MediaError as error:
         if error.retryable:
             traceback.print_exception(error)
@@ -62,25 +61,25 @@ def main() -> int:
     return 0
 
 
-def _run(job: Job, channel: Channel) -> Result:
+def _run(job: Job, channel: Channel, parent: int) -> Result:
     with ExitStack() as files:
         sources = [Source(files.enter_context(open_source(path)), job.limits, job.threads) for path in job.sources]
         if job.kind == "probe":
-            lock_down(job.limits, job.parent)
+            lock_down(job.limits, parent)
             with sources[0].explained():
                 return probe.probe(sources[0])
         if job.kind == "sidecars":
             targets = [files.enter_context(open_target(path)) for path in job.targets]
-            lock_down(job.limits, job.parent)
+            lock_down(job.limits, parent)
             return sidecars.make_sidecars(sources[0], targets, job.frames)
         target = files.enter_context(open_target(job.target))
         beside = [files.enter_context(open_target(path)) for path in job.targets]
         if job.kind == "normalise":
-            lock_down(job.limits, job.parent)
+            lock_down(job.limits, parent)
             with sources[0].explained():
                 return normalise.normalise(sources[0], target, job.canvas, job.quality, channel.report, job.piece)
         moved, result = (files.enter_context(open_source(job.target)) for _ in range(2))
-        lock_down(job.limits, job.parent)
+        lock_down(job.limits, parent)
         return _merge(job, channel, sources, target, moved, result, beside)
 
 
@@ -127,9 +126,3 @@ def _unexpected(error: Exception) -> MediaError:
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return MediaError(ErrorType.OUTPUT_TOO_LARGE, "The result would be too large.")
     return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.")
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)  # no destructors over what a hostile file may have left behind

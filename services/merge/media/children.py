@@ -1,16 +1,16 @@
 """Children that wait for a job with everything imported, so that a job need not wait for a child.
 
-Starting Python and importing PyAV takes a quarter of a second, longer than many a probe. So a few children are
-started ahead, each of which does one job and ends: none ever sees two players' bytes. One that waits ends when its
-worker does, however that ends: its stdin closes.
+A few children are started ahead, each of which does one job and ends: none ever sees two players' bytes. One that
+waits ends when its worker does, however that ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable
+
+from services.merge.media.forked import Child
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +21,15 @@ class Children:
     """Starts children with ``start``, ``spare`` of them ahead; ends with ``end`` those that got no job."""
 
     def __init__(
-        self, start: Callable[[], Awaitable[Process]], end: Callable[[Process], Awaitable[None]], spare: int
+        self, start: Callable[[], Awaitable[Child]], end: Callable[[Child], Awaitable[None]], spare: int
     ) -> None:
         self._start = start
         self._end = end
         self._spare = spare
-        self._waiting: list[Process] = []
+        self._waiting: list[Child] = []
         self._refilling: asyncio.Task[None] | None = None
 
-    async def take(self) -> Process:
+    async def take(self) -> Child:
         """A child that has done nothing yet, for one job; the caller ends it."""
         try:
             while self._waiting:

@@ -1,4 +1,4 @@
-"""What a clip is, before anything is spent on it: its packets, and at most a second of it decoded.
+"""What a clip is, before anything is spent on it: its packets, and the first of its pictures decoded.
 
 A probe refuses what can be refused cheaply; normalising is what establishes the truth.
 """
@@ -6,6 +6,7 @@ A probe refuses what can be refused cheaply; normalising is what establishes the
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import islice
 
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -14,10 +15,9 @@ from services.merge.media.coded import coded
 from services.merge.media.orientation import orientation
 from services.merge.media.source import Source, seconds
 from services.merge.media.survey import survey
-from services.merge.timeline import FPS, ClipInfo
+from services.merge.timeline import ClipInfo
 
-DECODED_SECONDS = 1
-DECODED_FRAMES = 2 * FPS
+DECODED_FRAMES = 10
 
 
 def probe(source: Source) -> ClipInfo:
@@ -25,7 +25,7 @@ def probe(source: Source) -> ClipInfo:
     seen = survey(source)
     with source.container() as container:
         video = source.video(container)
-        first = _decode_a_second(source, container)
+        first = _decode_some(source, container)
         aspect = video.sample_aspect_ratio or Fraction(1)
         width, height = orientation(first).displayed(max(1, round(first.width * aspect)), first.height)
         audio = next((s.codec_context for s in container.streams.audio if s.codec_context), None)
@@ -49,14 +49,7 @@ def _fraction(value: Fraction) -> str:
     return f"{value.numerator}/{value.denominator}"
 
 
-def _decode_a_second(source: Source, container: InputContainer) -> VideoFrame:
+def _decode_some(source: Source, container: InputContainer) -> VideoFrame:
     """Prove that it decodes; return the first displayed frame."""
-    first: VideoFrame | None = None
-    for count, frame in enumerate(source.frames(container, source.video(container)), 1):
-        first = first or frame
-        assert first.pts is not None
-        assert frame.pts is not None
-        if count >= DECODED_FRAMES or seconds(frame.pts - first.pts, frame.time_base) >= DECODED_SECONDS:
-            break
-    assert first is not None  # Source.frames raises if it has none
-    return first
+    first, *_ = islice(source.frames(container, source.video(container)), DECODED_FRAMES)
+    return first  # Source.frames raises if there is none

@@ -42,8 +42,8 @@ OPTIONAL_SIDECARS = "SidecarFiles | None"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One child's work. ``parent`` is the process id that the child must not outlive. ``targets`` are for
-    sidecars, of a merge or of a file that is merged already, whose ``frames`` of each clip are told."""
+    """One child's work. ``targets`` are for sidecars, of a merge or of a file that is merged already, whose
+    ``frames`` of each clip are told."""
 
     kind: str
     sources: tuple[str, ...]
@@ -52,7 +52,6 @@ class Job:
     quality: Quality
     limits: Limits
     threads: int
-    parent: int
     piece: Piece | None = None
     layout: tuple[tuple[int, str], ...] = ()
     even_loudness: bool = True
@@ -73,7 +72,6 @@ class Job:
             quality=Quality(job["quality"]),
             limits=Limits(**job["limits"]),
             threads=job["threads"],
-            parent=job["parent"],
             piece=Piece(**job["piece"]) if job["piece"] else None,
             layout=tuple((count, start) for count, start in job["layout"]),
             even_loudness=job["even_loudness"],

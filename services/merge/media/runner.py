@@ -1,8 +1,8 @@
 """The worker's side: each job in a child process of its own, which is killed rather than trusted.
 
-The child is started by exec, never forked (gRPC does not survive a fork), in its own session and with an
-environment of its own. However a job ends (result, failure, limit, cancelled coroutine), the child is
-gone and reaped before the call returns, and unless it succeeded its target is removed.
+The worker itself is never forked (gRPC does not survive it): a warm process that it starts by exec is, the
+nursery. A child has a session and an environment of its own. However a job ends (result, failure, limit, cancelled
+coroutine), the child is gone and reaped before the call returns, and unless it succeeded its target is removed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import logging
 import math
 import os
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from services.merge.media.children import Children
 from services.merge.media.errors import ErrorType, MediaError
+from services.merge.media.forked import Child, Nursery
 from services.merge.media.limits import Limits
 from services.merge.media.protocol import (
     MAX_LINE_BYTES,
@@ -45,8 +43,6 @@ from services.merge.timeline import (
 
 OnProgress = Callable[[int, int], None]
 
-ROOT = Path(__file__).parents[3]
-COMMAND = (sys.executable, "-P", "-m", "services.merge.media.child")
 STDERR_BYTES = 16 * 1024
 NO_CANVAS = Canvas(0, 0)
 CRASHES = frozenset(
@@ -78,7 +74,8 @@ class MediaRunner:
         self._probe_seconds = min(probe_seconds, self._limits.wall_seconds)
         self._threads = threads
         self._even_loudness = even_loudness
-        self._children = Children(_start, _end, spare)
+        self._nursery = Nursery(kept=spare > 0)
+        self._children = Children(self._nursery.child, self._end, spare)
 
     async def warm(self) -> None:
         """Start the spare children."""
@@ -87,6 +84,7 @@ class MediaRunner:
     async def close(self) -> None:
         """End the children that wait for a job."""
         await self._children.close()
+        await self._nursery.close()
 
     async def probe(self, source: Path) -> ClipInfo:
         """Look at a clip: see :mod:`services.merge.media.probe`."""
@@ -162,7 +160,6 @@ class MediaRunner:
             quality=quality,
             limits=self._limits.for_canvas(canvas),
             threads=self._threads,
-            parent=os.getpid(),
             even_loudness=self._even_loudness,
         )
 
@@ -173,43 +170,43 @@ class MediaRunner:
             try:
                 result = await _converse(process, kind, job, on_progress)
             finally:
-                await _end(process)
+                await self._end(process)
             done = True
             return result
         finally:
             if not done:
                 _remove([job.target, *job.targets])
 
+    async def _end(self, process: Child) -> None:
+        """Kill what is left of the child and see it reaped, even if the caller is cancelled again."""
+        process.kill()
+        waiting = asyncio.ensure_future(process.wait())
+        cancelled: asyncio.CancelledError | None = None
+        while not waiting.done():
+            try:
+                await asyncio.shield(waiting)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        await self._nursery.release(process)
+        if cancelled is not None:
+            raise cancelled
 
-async def _start() -> Process:
-    return await asyncio.create_subprocess_exec(
-        *COMMAND,
-        stdin=PIPE,
-        stdout=PIPE,
-        stderr=PIPE,
-        cwd="/",
-        env=_environment(),
-        start_new_session=True,
-        limit=MAX_LINE_BYTES,
-    )
 
-
-async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
+async def _converse(process: Child, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
     """Send the job, follow it, and turn every way it can end into a result or a MediaError."""
-    assert process.stderr is not None
     tail = asyncio.create_task(_tail(process.stderr))
     try:
         result = await _answer(process, kind, job, on_progress)
         if isinstance(result, MergedFile) and result.beside is None and job.targets:
-            _kill(process)
+            process.kill()
             log.warning("%s made nothing beside its video\n%s", job.kind, await tail)
     except MediaError as error:
-        _kill(process)
+        process.kill()
         level = logging.WARNING if error.retryable else logging.INFO
         log.log(level, "%s failed: %s\n%s", job.kind, error, await tail)
         raise
     except ProtocolError as error:
-        _kill(process)
+        process.kill()
         log.warning("%s broke the protocol: %s\n%s", job.kind, error, await tail)
         raise MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.") from error
     else:
@@ -218,7 +215,7 @@ async def _converse(process: Process, kind: type[ResultT], job: Job, on_progress
         tail.cancel()
 
 
-async def _answer(process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
+async def _answer(process: Child, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
     """The last result. What was told stands, whatever becomes of the child after it."""
     results: list[ResultT] = []
     try:
@@ -231,14 +228,9 @@ async def _answer(process: Process, kind: type[ResultT], job: Job, on_progress: 
 
 
 async def _follow(
-    process: Process, kind: type[ResultT], job: Job, on_progress: OnProgress, results: list[ResultT]
+    process: Child, kind: type[ResultT], job: Job, on_progress: OnProgress, results: list[ResultT]
 ) -> None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(ConnectionError):  # it died early; its exit says why
-        process.stdin.write(job.to_json())
-        process.stdin.write_eof()
-        await process.stdin.drain()
+    process.give(job.to_json())
     while line := await _read_line(process.stdout):
         match parse_line(line):
             case {"progress": value}:
@@ -276,32 +268,6 @@ async def _tail(stream: asyncio.StreamReader) -> str:
     while block := await stream.read(STDERR_BYTES):
         kept = (kept + block)[-STDERR_BYTES:]
     return kept.decode(errors="replace")
-
-
-async def _end(process: Process) -> None:
-    """Kill what is left of the process group and reap the child, even if the caller is cancelled again."""
-    _kill(process)
-    waiting = asyncio.ensure_future(process.wait())
-    cancelled: asyncio.CancelledError | None = None
-    while not waiting.done():
-        try:
-            await asyncio.shield(waiting)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-
-
-def _kill(process: Process) -> None:
-    if process.returncode is not None:  # reaped: its number may be another's by now
-        return
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def _environment() -> dict[str, str]:
-    """No secrets, no proxy, no locale surprises; few allocation arenas, as each reserves address space."""
-    return {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "2"}
 
 
 def _absolute(paths: Sequence[Path]) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ def missing() -> tuple[str, ...]:
 def die_with_parent(parent: int) -> None:
     """Be killed when the parent ends, however it ends. Raises :class:`ProcessLookupError` if it already has.
 
-    The kernel ties this to the parent's *thread* that started the child, here its event loop.
+    The kernel ties this to the parent's *thread* that started the child: of the worker's nursery that of its event
+    loop, of a job's child the nursery's only one.
     The parent may have gone before the request was made, hence the second look.
     """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -62,7 +63,7 @@ def lock_down(limits: Limits, parent: int) -> None:
     lacking = missing()
     if lacking and limits.locked:
         raise OSError(f"this kernel has no {' and no '.join(lacking)}")
-    _only_thread()
+    only_thread()
     if "landlock" not in lacking:
         landlock.restrict()
     if "seccomp" not in lacking:
@@ -79,8 +80,9 @@ def _become_nobody() -> None:
         os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def _only_thread() -> None:
-    """Landlock binds the thread that asks; one that ran already would stay free. Raises OSError."""
+def only_thread() -> None:
+    """Landlock binds the thread that asks; one that ran already would stay free. Nor may a process with others be
+    forked. Raises OSError."""
     if len(os.listdir("/proc/self/task")) != 1:
         raise OSError("a thread is running before the lock is closed")
 
