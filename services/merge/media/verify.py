@@ -31,6 +31,8 @@ from services.merge.timeline import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 AAC_SAMPLES = 1024
 STRICT = {"err_detect": "explode"}  # an error that a decoder would hide becomes one that is raised
+# Pictures that no other refers to are left unsmoothed: what is checked is the same, and all others are exact.
+UNSMOOTHED = {"skip_loop_filter": "noref"}
 
 
 class Onlooker(Protocol):
@@ -89,7 +91,7 @@ def _opened(file: BinaryIO) -> Iterator[InputContainer]:
 
 def _decoder(container: InputContainer, threads: int) -> VideoStream:
     stream = container.streams.video[0]
-    stream.codec_context.options = STRICT
+    stream.codec_context.options = STRICT | UNSMOOTHED
     stream.codec_context.thread_count = threads
     stream.codec_context.thread_type = "FRAME"
     return stream
