@@ -115,7 +115,8 @@ class Harness:
         """The workers that have a job's child process, with the children's pids."""
         workers = {name: pid for name, pid in self.info.processes.items() if name.startswith("worker-")}
         children = {
-            name: [c for c in _children(pid) if _is_of_a_job(c, self.state.data)] for name, pid in workers.items()
+            name: [c for c in _descendants(pid) if _is_of_a_job(c, self.state.data)]
+            for name, pid in workers.items()
         }
         return {name: pids for name, pids in children.items() if pids}
 
@@ -153,14 +154,15 @@ def _is_of_a_job(pid: int, data: Path) -> bool:
     return False
 
 
-def _children(pid: int) -> list[int]:
+def _descendants(pid: int) -> list[int]:
+    """Jobs are children of the process that a worker has them forked from."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             found += map(int, path.read_text().split())
         except OSError:
             continue  # the thread has ended
-    return found
+    return found + [below for child in found for below in _descendants(child)]
 
 
 async def upload_all(phone: Phone, clips: Sequence[Path], canvas: tuple[int, int] = CANVAS) -> str:
