@@ -35,6 +35,8 @@ AWAY = (
 )
 REQUEST_SECONDS = 2.0  # how long one request may take before its outcome is asked for
 PATIENCE_SECONDS = 12.0  # how long an operation is tried again: a broker restarts within this
+# A full disk; or for a moment, while the server removes the folder that its last stream before this one left empty.
+_NO_STORE = 10049
 _WRONG_LAST_SEQUENCE = (10071, 10164)
 
 
@@ -139,6 +141,10 @@ async def ensure_stream(js: JetStreamContext, config: StreamConfig) -> None:
             if error.err_code != 10058:  # the name is taken by a stream of another configuration
                 raise
             await call(js.update_stream(config))
+        except nats.js.errors.ServerError as error:
+            if error.err_code != _NO_STORE:
+                raise
+            raise OSError("the broker cannot make the stream's files") from error  # one of AWAY: tried again
 
     await patiently(make, f"stream {config.name}")
 
