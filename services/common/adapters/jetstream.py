@@ -35,7 +35,7 @@ AWAY = (
 )
 REQUEST_SECONDS = 2.0  # how long one request may take before its outcome is asked for
 PATIENCE_SECONDS = 12.0  # how long an operation is tried again: a broker restarts within this
-# A full disk; or for a moment, while the server removes the folder that its last stream before this one left empty.
+# A full disk; or for a moment, while the server removes the folder that its last stream left empty.
 _NO_STORE = 10049
 _WRONG_LAST_SEQUENCE = (10071, 10164)
 
