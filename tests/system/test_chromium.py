@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from mesh.clips import BLUE, GREEN, RED
-from services.gateway.playlists import playlist
+from services.gateway.playlists import RENDITION, playlist
 from services.merge.media.runner import MediaRunner
 from services.merge.timeline import FPS, Canvas, Quality, Segment, segments
 from tests.contract.recordings import Audio, Recording, record
@@ -68,7 +68,7 @@ async def tiles_fixture(tmp_path: Path) -> tuple[Segment, ...]:
     video.sidecars.rendition.file.size = rendition.stat().st_size
     video.sidecars.rendition.offsets.extend(files.part_offsets)
     video.sidecars.rendition.start_frames.extend(files.part_frames)
-    (tmp_path / "hls.m3u8").write_text(playlist(video, SIGNED))
+    (tmp_path / "hls.m3u8").write_text(playlist(video, RENDITION + SIGNED))
     return segments(merged.frames)
 
 
