@@ -6,6 +6,7 @@ The result lies under a key that holds the claim's token, so two workers on one 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -85,13 +86,20 @@ class MergeWork:
         made = session.normalised(clip.index)
         assert made, "the planner asks for it once all clips are normalised"
         files = [
-            await self._fetch(outcome.object_key, folder / f"clip{clip.index}c{chunk}.mov")
+            await self._verified(outcome, folder / f"clip{clip.index}c{chunk}.mov")
             for chunk, outcome in enumerate(made)
         ]
         if len(files) == 1:
             return files[0]
         source = await self._fetch(clip.source_key, folder / f"source{clip.index}")
         return CutClip(tuple(files), source, _probed(session, clip.index).start)
+
+    async def _verified(self, outcome: Outcome, target: Path) -> Path:
+        """What was verified when it was made, and still is that: a merge does not decode it again."""
+        file = await self._fetch(outcome.object_key, target)
+        if await asyncio.to_thread(_sha256, file) != outcome.sha256:
+            raise MediaError(ErrorType.VERIFICATION_FAILED, "A prepared clip is not what was stored.")
+        return file
 
     async def _copy(self, session: Session, token: str, folder: Path, on_progress: OnProgress) -> Outcome:
         """What cannot be copied after all is encoded instead: no fault of the clips, whatever it is."""
@@ -168,6 +176,11 @@ class MergeWork:
         with target.open("wb") as file:
             async for piece in self._objects.read(key):
                 await asyncio.to_thread(file.write, piece)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder(session: Session, token: str) -> str:

@@ -1,7 +1,7 @@
 """Mutants of good clips: each ends in a result or in a precise terminal error, in time, and the worker lives.
 
-2,000 of them; ``CHAOS=full`` tries 10,000 and a number in ``CHAOS`` as many. All go through locked children that
-do one after the other (see ``media_locked``), and a few through a worker's own runner too.
+2,000 of them go through all jobs of a session; ``CHAOS=full`` tries 10,000 and a number in ``CHAOS`` as many.
+Locked children do one after the other (see ``media_locked``), and a few go through a worker's own runner too.
 A failure names the mutant's number, and ``FUZZ_SEED`` (a fixed number unless set) makes it again.
 """
 

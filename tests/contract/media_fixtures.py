@@ -52,6 +52,12 @@ def pictures(path: Path) -> list[Picture]:
         return shown
 
 
+def video_packets(path: Path) -> list[bytes]:
+    """The video's packets, in the order of decoding."""
+    with av.open(path) as container:
+        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+
 def samples(path: Path) -> array[int]:
     """The left channel at 48 kHz, from the file's zero: what an edit list hides is left out."""
     heard = array("h")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import nullcontext
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -13,9 +16,9 @@ from mesh.clips import BLUE, GREEN, RED, Colour, Sound, make_clip, to_yuv
 from services.merge.media.coded import MAX_NALS, Packets, are_regular, nal_types
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.runner import MediaRunner
-from services.merge.media.verify import verify_copy
+from services.merge.media.verify import Joined, verify_join
 from services.merge.timeline import SAMPLES_PER_FRAME, MergedFile, Quality, segments
-from tests.contract.media_fixtures import beeps, flashes, pictures, samples
+from tests.contract.media_fixtures import beeps, flashes, pictures, samples, video_packets
 
 SYNC = Fraction(5, 1000)
 COLOURS = (RED, GREEN, BLUE)
@@ -82,12 +85,7 @@ async def test_a_copy_is_exact_to_the_frame_and_the_sample_and_encodes_no_pictur
     assert len(seen) == len(heard) == 3
     assert max(abs(a - b) for a, b in zip(seen, heard, strict=True)) < SYNC
     assert 0 <= len(samples(target)) - 90 * SAMPLES_PER_FRAME < 1024
-    assert packets(target) == [packet for clip in clips for packet in packets(clip)]
-
-
-def packets(path: Path) -> list[bytes]:
-    with av.open(path) as container:
-        return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    assert video_packets(target) == [packet for clip in clips for packet in video_packets(clip)]
 
 
 async def test_a_copy_is_turned_as_its_clips_are(tmp_path: Path) -> None:
@@ -107,7 +105,7 @@ async def test_the_probe_says_what_a_copy_needs(clips: list[Path], tmp_path: Pat
     assert (first.frames, first.hidden, first.aspect) == (36, 0, "1/1")
     assert {info.coded.parameter_sets for info in infos} == {first.parameter_sets}
     assert len({info.sha256 for info in infos}) == 3
-    assert first.bit_rate == 8 * 30 * sum(map(len, packets(clips[0]))) // 36
+    assert first.bit_rate == 8 * 30 * sum(map(len, video_packets(clips[0]))) // 36
 
 
 @pytest.mark.parametrize(
@@ -168,28 +166,64 @@ async def test_clips_that_are_not_alike_are_not_copied(clips: list[Path], tmp_pa
     assert not (tmp_path / "merged.mp4").exists()
 
 
+def as_it_is(path: Path, counts: tuple[int, ...]) -> Joined:
+    """The merged file's own packets, cut where these clips would end."""
+    left, digests = iter(video_packets(path)), []
+    for count in counts:
+        digests.append(hashlib.sha256(b"".join(islice(left, count))).hexdigest())
+    return Joined(counts, tuple(digests), (160, 120))
+
+
+def damage(path: Path, number: int) -> None:
+    """A packet's pictures, not what says of which kind they are."""
+    data, packet = path.read_bytes(), video_packets(path)[number]
+    after = data.index(packet) + len(packet)
+    at = after - min(len(packet) - 5, 60)
+    path.write_bytes(data[:at] + b"\xa5" * (after - at) + data[after:])
+
+
 @pytest.mark.parametrize(
-    ("counts", "damaged", "why"),
-    [
-        ((36, 21, 34), None, "frames"),
-        ((37, 20, 33), None, "keyframe"),
-        ((36, 21, 33), 35, "decode"),
-        ((36, 21, 33), 60, "decode"),
-        ((36, 21, 33), 81, "decode"),
-    ],
+    ("counts", "why"), [((36, 21, 34), "frames"), ((36, 21, 32), "frames"), ((37, 20, 33), "keyframe")]
 )
-async def test_verification_sees_a_copy_that_is_not_right(
-    clips: list[Path], tmp_path: Path, counts: tuple[int, ...], damaged: int | None, why: str
+@pytest.mark.parametrize("copied_as_sent", [True, False])
+async def test_verification_sees_clips_that_are_not_where_they_belong(
+    clips: list[Path], tmp_path: Path, counts: tuple[int, ...], why: str, copied_as_sent: bool
 ) -> None:
     target = tmp_path / "merged.mp4"
     await copied(clips, target)
-    with target.open("r+b") as file:
-        verify_copy(file, (36, 21, 33), (160, 120), 1)
-        if damaged is not None:
-            data = target.read_bytes()
-            packet = packets(target)[damaged]
-            file.seek(data.index(packet) + 5)
-            file.write(b"\xa5" * (len(packet) - 5))
-            file.flush()
+    with target.open("rb") as file:
+        verify_join(file, as_it_is(target, (36, 21, 33)), 1, copied=copied_as_sent)
         with pytest.raises(MediaError, match=why):
-            verify_copy(file, counts, (160, 120), 1)
+            verify_join(file, as_it_is(target, counts), 1, copied=copied_as_sent)
+
+
+@pytest.mark.parametrize("number", [0, 20, 35, 36, 50, 60, 89])
+@pytest.mark.parametrize("copied_as_sent", [True, False])
+async def test_verification_sees_that_packets_are_not_those_that_were_put_in(
+    clips: list[Path], tmp_path: Path, number: int, copied_as_sent: bool
+) -> None:
+    target = tmp_path / "merged.mp4"
+    await copied(clips, target)
+    right = as_it_is(target, (36, 21, 33))
+    damage(target, number)
+    with target.open("rb") as file, pytest.raises(MediaError, match="put in"):
+        verify_join(file, right, 1, copied=copied_as_sent)
+
+
+@pytest.mark.parametrize(
+    ("number", "as_sent", "as_encoded"),
+    [(0, True, True), (35, True, False), (36, True, True), (60, True, False), (57, True, True), (81, True, False)],
+)
+async def test_verification_decodes_what_was_not_decoded_before(
+    clips: list[Path], tmp_path: Path, number: int, as_sent: bool, as_encoded: bool
+) -> None:
+    """Of what was sent the groups around boundaries; of what was encoded, and decoded then, how a clip begins."""
+    target = tmp_path / "merged.mp4"
+    await copied(clips, target)
+    damage(target, number)
+    for copied_as_sent, sees in ((True, as_sent), (False, as_encoded)):
+        with (
+            target.open("rb") as file,
+            pytest.raises(MediaError, match=r"decode|damaged") if sees else nullcontext(),
+        ):
+            verify_join(file, as_it_is(target, (36, 21, 33)), 1, copied=copied_as_sent)

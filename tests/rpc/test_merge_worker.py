@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import threading
 from dataclasses import replace
@@ -208,7 +209,7 @@ async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_n
     (tmp_path / "clip").write_bytes(b"clip")
     await DirectoryObjectStore(tmp_path).put_file("merges/s/a.mov", tmp_path / "clip")
     objects, scratch = Full(tmp_path), Scratch(tmp_path / "scratch")
-    made = Outcome(object_key="merges/s/a.mov", frames=(30,))
+    made = Outcome(object_key="merges/s/a.mov", frames=(30,), sha256=hashlib.sha256(b"clip").hexdigest())
     units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
     clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
     session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
@@ -221,6 +222,20 @@ async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_n
     assert {info.key async for info in objects.list("videos/")} == outcome.object_keys
     await work.undo(outcome)
     assert [info.key async for info in objects.list("")] == ["merges/s/a.mov"]
+    scratch.close()
+
+
+async def test_a_prepared_clip_that_changed_since_it_was_verified_is_not_merged(tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(b"clip")
+    await (objects := DirectoryObjectStore(tmp_path)).put_file("merges/s/a.mov", tmp_path / "clip")
+    scratch, digest = Scratch(tmp_path / "scratch"), hashlib.sha256(b"Clip").hexdigest()
+    made = Outcome(object_key="merges/s/a.mov", frames=(30,), sha256=digest)
+    units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
+    work, ref = MergeWork(objects, SteeredMedia(), scratch), UnitRef(JobKind.MERGE, -1, 0, 1)
+    with pytest.raises(MediaError, match="verification_failed"):
+        await work.do(session, ref, "token", lambda *_: None)
     scratch.close()
 
 
@@ -410,7 +425,8 @@ async def test_no_answer_of_a_child_gets_into_the_record_unchecked(tmp_path: Pat
 
     (tmp_path / "clip").write_bytes(b"clip")
     await (objects := DirectoryObjectStore(tmp_path)).put_file("uploads/a", tmp_path / "clip")
-    scratch, made = Scratch(tmp_path / "scratch"), Outcome(object_key="uploads/a", frames=(30,))
+    scratch, digest = Scratch(tmp_path / "scratch"), hashlib.sha256(b"clip").hexdigest()
+    made = Outcome(object_key="uploads/a", frames=(30,), sha256=digest)
     units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
     clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
     session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)

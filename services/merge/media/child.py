@@ -125,4 +125,6 @@ def _unexpected(error: Exception) -> MediaError:
         return MediaError(ErrorType.MEMORY_EXCEEDED, "This video needs too much memory.")
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return MediaError(ErrorType.OUTPUT_TOO_LARGE, "The result would be too large.")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return MediaError(ErrorType.STORAGE_UNAVAILABLE, "A worker's disk is full.")
     return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.")

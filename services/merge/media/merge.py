@@ -12,6 +12,7 @@ samples reaches the file.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,7 +33,7 @@ from services.merge.media.loudness import evened
 from services.merge.media.progress import Progress, Report
 from services.merge.media.sound import SAMPLE_BYTES, pcm
 from services.merge.media.source import Source, as_media_error, demux, seconds
-from services.merge.media.verify import Onlooker, verify, verify_copy
+from services.merge.media.verify import Joined, Onlooker, verify_join
 from services.merge.timeline import ENCODINGS, FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, MergedFile, Quality
 
 AAC_SAMPLES = 1024
@@ -59,12 +60,10 @@ def merge(
     verification_failed if the result is not what it must be.
     """
     progress = Progress(report, 2 * sum(join.counts))
-    _write(join, target, moved, quality, progress, even_loudness)
-    if copied:
-        verify_copy(result, join.counts, join.shape, join.threads, onlooker)
-        progress.advance(sum(join.counts))
-    else:
-        verify(result, join.counts, join.shape, join.threads, progress, onlooker)
+    digests = _write(join, target, moved, quality, progress, even_loudness)
+    joined = Joined(join.counts, digests, join.shape)
+    verify_join(result, joined, join.threads, copied=copied, onlooker=onlooker)
+    progress.advance(joined.frames)
     written = digest(result)
     progress.finish()
     width, height = join.shape
@@ -188,7 +187,9 @@ def _time(packet: Packet[Stream]) -> Fraction:
 
 def _write(
     join: Join, target: BinaryIO, moved: BinaryIO, quality: Quality, progress: Progress, even_loudness: bool
-) -> None:
+) -> tuple[str, ...]:
+    """The SHA-256 of each clip's packets."""
+
     def reopen(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
         """What faststart asks for once the data is written: the same file again, to read from."""
         target.flush()
@@ -204,17 +205,22 @@ def _write(
         add_chapters(out, join.counts)
         sound = _Sound(out, audio)
         start, delay = 0, max(file.delay for file in join.files)
+        digests: list[str] = []
         for clip in join.clips:
             sound.append(evened(clip.pcm()) if even_loudness else clip.pcm())
+            packets = hashlib.sha256()
             for file in clip.files:
                 for packet in _packets(file, start, delay):
+                    packets.update(bytes(packet))
                     packet.stream = video
                     sound.until((packet.dts or 0) + 1)
                     out.mux(packet)
                     progress.advance()
                 start += file.count
+            digests.append(packets.hexdigest())
         sound.finish()
     target.flush()
+    return tuple(digests)
 
 
 def _copied_stream(out: OutputContainer, pattern: Source) -> VideoStream:

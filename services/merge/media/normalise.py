@@ -1,7 +1,8 @@
 """A clip made joinable: N whole frames at :data:`FPS` from an IDR, and PCM of exactly their length, in a .mov.
 
 Two passes over the source. Video first: it establishes t0 and N. Then sound, placed relative to t0 and
-cut to N frames. Sound stays PCM because AAC joined by copy carries priming at every joint.
+cut to N frames. Sound stays PCM because AAC joined by copy carries priming at every joint. Then what was written
+is decoded, to prove it.
 
 A long clip is encoded in pieces, by as many workers as there are. A piece has no sound and begins with an IDR
 frame like a clip; it decodes from a keyframe well before its first frame, and finds the same frames for its slots
@@ -28,12 +29,13 @@ from av.video.stream import VideoStream
 
 from services.merge.media.cadence import Cadence, TooManyFrames
 from services.merge.media.errors import ErrorType, MediaError
-from services.merge.media.files import Digest, digest
+from services.merge.media.files import digest
 from services.merge.media.picture import Fitter
 from services.merge.media.progress import Progress, Report
 from services.merge.media.sound import SAMPLE_BYTES, pcm
 from services.merge.media.source import Source, as_media_error, seconds
 from services.merge.media.survey import Survey, entry, survey
+from services.merge.media.verify import verify_clip
 from services.merge.timeline import (
     ENCODINGS,
     FPS,
@@ -46,6 +48,7 @@ from services.merge.timeline import (
 )
 
 GOP_FRAMES = 5 * FPS  # a seek decodes at most this much
+ENCODED, VERIFIED = 5, 1  # what the passes over a frame cost, in proportion
 NEUTRAL = {"fflags": "+bitexact"}  # no library versions, no dates in the file
 
 
@@ -58,11 +61,12 @@ def normalise(
     piece: Piece | None = None,
 ) -> NormalisedClip:
     """Write the clip, or a piece of it, to ``target``. Raises MediaError of every type that names a fault of the
-    clip."""
+    clip, and verification_failed if what was written is not right."""
     seen = survey(source)
     if piece is not None:
-        return _write_piece(source, target, canvas, quality, Progress(report, _expected(piece, seen)), piece, seen)
-    progress = Progress(report, seen.expected_frames)
+        progress = Progress(report, _expected(piece, seen), ENCODED + VERIFIED)
+        return _write_piece(source, target, canvas, quality, progress, piece, seen)
+    progress = Progress(report, seen.expected_frames, ENCODED + VERIFIED)
     with (
         as_media_error(ErrorType.WORKER_FAILED, "The clip could not be written."),
         av.open(target, "w", format="mov", options=NEUTRAL) as out,
@@ -72,9 +76,7 @@ def normalise(
         start, frames = _write_video(source, out, video, canvas, progress)
         _refuse_truncated(frames, seen)
         _write_audio(out, audio, pcm(source, start, frames * SAMPLES_PER_FRAME))
-    written: Digest = digest(target)
-    progress.finish()
-    return NormalisedClip(frames=frames, size=written.size, sha256=written.sha256)
+    return _verified(target, frames, canvas, source.threads, progress)
 
 
 def _write_piece(
@@ -96,9 +98,16 @@ def _write_piece(
             raise MediaError(ErrorType.TRUNCATED, "This video ends before its end.")
         if not piece.end:
             _refuse_truncated(end, seen)
+    return _verified(target, end - piece.first, canvas, source.threads, progress)
+
+
+def _verified(target: BinaryIO, frames: int, canvas: Canvas, threads: int, progress: Progress) -> NormalisedClip:
+    """Whoever merges it joins packets, and need not decode them again."""
+    target.flush()
+    verify_clip(target, frames, (canvas.width, canvas.height), threads, progress)
     written = digest(target)
     progress.finish()
-    return NormalisedClip(frames=end - piece.first, size=written.size, sha256=written.sha256)
+    return NormalisedClip(frames=frames, size=written.size, sha256=written.sha256)
 
 
 def _expected(piece: Piece, seen: Survey) -> int:
@@ -160,7 +169,7 @@ def _write_video(
                     picture.pict_type = PictureType.I if k == first else PictureType.NONE
                     out.mux(stream.encode(picture))
                 end = slots.stop
-                progress.advance(len(slots))
+                progress.advance(ENCODED * len(slots))
         except TooManyFrames as error:
             raise MediaError(ErrorType.CLIP_TOO_LONG, "This clip is too long.") from error
     out.mux(stream.encode(None))

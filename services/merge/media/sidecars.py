@@ -1,6 +1,6 @@
 """What lies beside a merged file: posters, a storyboard, an HLS rendition.
 
-They are made by the child that merges, of pictures that it decodes anyway; or by a job of their own.
+They are made by the child that merges while it verifies, or by a job of their own.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def seconds(ticks: int, time_base: Fraction | None) -> Fraction:
 
 @contextmanager
 def as_media_error(error_type: ErrorType, message: str) -> Iterator[None]:
-    """Translate what FFmpeg raises; running out of memory or output keeps its own type.
+    """Translate what FFmpeg raises; running out of memory, output or disk keeps its own type.
 
     "External" is how an encoder library reports a failed allocation; settings it refuses come otherwise.
     """
@@ -186,6 +186,8 @@ def as_media_error(error_type: ErrorType, message: str) -> Iterator[None]:
     except av.error.FFmpegError as error:
         if error.errno == errno.EFBIG:
             raise MediaError(ErrorType.OUTPUT_TOO_LARGE, "The result would be too large.") from error
+        if error.errno == errno.ENOSPC:
+            raise MediaError(ErrorType.STORAGE_UNAVAILABLE, "A worker's disk is full.") from error
         raise MediaError(error_type, message) from error
 
 

@@ -1,10 +1,9 @@
 """Stills of a merged video: a poster for each statement, and a storyboard to look at while seeking. JPEG.
 
-They are taken from pictures that are decoded anyway, when the video is verified; of a video that lies there
-already little is decoded, the first second of every statement and of the rest a keyframe here and there. A poster
-is the one of three pictures of that second that shows most (its brightness varies most), so neither black nor a
-flash. A tile of the storyboard is a keyframe and stands for all frames up to the next tile; every statement begins
-one.
+They need little of a video decoded, the first second of every statement and of the rest a keyframe here and there:
+when it is verified, or of a video that lies there already. A poster is the one of three pictures of that second
+that shows most (its brightness varies most), so neither black nor a flash. A tile of the storyboard is a keyframe
+and stands for all frames up to the next tile; every statement begins one.
 
 JPEG is BT.601 in full range (JFIF), the video BT.709 in limited range.
 """

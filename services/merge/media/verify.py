@@ -1,18 +1,22 @@
-"""Proof that a merged file is what it must be: nothing is published unseen.
+"""Proof that a file is what it must be: nothing is published unseen.
 
-Checked: frame i is shown at exactly i/FPS and decodes without error, the frames are as many as the clips had,
-every clip begins with an IDR (so a player may jump there), and the sound ends with the picture. Of what was
-encoded all is decoded; of what was copied the groups of pictures on either side of each boundary, since inside of
-a clip nothing was changed.
+What was encoded is decoded as soon as it is: every picture of a normalised clip, each in its place. That happens
+while the next clips still come in, so at the end only the join has to be proved: each clip's packets are the very
+ones that were put in, frame i is shown at exactly i/FPS, every clip begins with an IDR frame (a player
+may jump there) that decodes, and the sound ends with the picture. Of clips that were copied as they were sent the
+groups of pictures on either side of each boundary are decoded, since inside of a clip nothing was changed.
 
-Whoever wants pictures of the video sees them here, where they are decoded anyway. What is decoded of a copy only
-to be seen proves nothing: it came as it is.
+Whoever wants pictures of the video sees them here. What is decoded of a copy only to be seen proves nothing: it
+came as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from typing import BinaryIO, Protocol
@@ -31,8 +35,9 @@ from services.merge.timeline import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 AAC_SAMPLES = 1024
 STRICT = {"err_detect": "explode"}  # an error that a decoder would hide becomes one that is raised
-# Pictures that no other refers to are left unsmoothed: what is checked is the same, and all others are exact.
-UNSMOOTHED = {"skip_loop_filter": "noref"}
+# The deblocking filter reads nothing of the stream, so without it as much is proved, a sixth cheaper. Its pictures
+# are not fit to be seen.
+UNSMOOTHED = {"skip_loop_filter": "all"}
 
 
 class Onlooker(Protocol):
@@ -48,35 +53,55 @@ class Onlooker(Protocol):
         """Something that it needs cannot be decoded."""
 
 
-def verify(
-    file: BinaryIO,
-    counts: tuple[int, ...],
-    shape: tuple[int, int],
-    threads: int,
-    progress: Progress,
-    onlooker: Onlooker | None = None,
-) -> None:
-    """Raises MediaError verification_failed."""
+def verify_clip(file: BinaryIO, frames: int, shape: tuple[int, int], threads: int, progress: Progress) -> None:
+    """Decodes all ``frames`` of a normalised clip or a piece of one; progress counts each. Raises MediaError
+    verification_failed."""
     with _opened(file) as container:
-        _verify_video(container, counts, shape, threads, progress, onlooker)
-    with _opened(file) as container:
-        _verify_audio(container, sum(counts))
+        stream = _decoder(container, threads, STRICT | UNSMOOTHED)
+        shown = 0
+        for packet in container.demux(stream):
+            if packet.pts == 0 and not (packet.is_keyframe and _has_idr(packet)):
+                raise _failed("it does not begin with a keyframe")
+            for frame in packet.decode():
+                _check(frame, shape)
+                if _frame_number(frame.pts or 0, frame.time_base) != shown:
+                    raise _failed(f"frame {shown} is not where it belongs")
+                shown += 1
+                progress.advance()
+    if shown != frames:
+        raise _failed(f"it has {shown} frames instead of {frames}")
 
 
-def verify_copy(
-    file: BinaryIO,
-    counts: tuple[int, ...],
-    shape: tuple[int, int],
-    threads: int,
-    onlooker: Onlooker | None = None,
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a merged file must hold: of each clip so many frames, and packets with this SHA-256."""
+
+    counts: tuple[int, ...]
+    digests: tuple[str, ...]
+    shape: tuple[int, int]
+
+    @property
+    def starts(self) -> list[int]:
+        return [sum(self.counts[:i]) for i in range(len(self.counts))]
+
+    @property
+    def frames(self) -> int:
+        return sum(self.counts)
+
+
+def verify_join(
+    file: BinaryIO, joined: Joined, threads: int, *, copied: bool, onlooker: Onlooker | None = None
 ) -> None:
-    """The same for a copy. Raises MediaError verification_failed."""
+    """``copied``: the clips are as they were sent, not decoded before. Raises MediaError verification_failed."""
     with _opened(file) as container:
-        groups = _groups(container, counts)
+        index = _read(container, joined)
     with _opened(file) as container:
-        _verify_groups(container, groups, counts, shape, threads, onlooker)
+        proofs = (
+            index.around_boundaries(joined) if copied else [range(start, start + 1) for start in joined.starts]
+        )
+        _decode(container, index, proofs, joined.shape, threads, onlooker)
     with _opened(file) as container:
-        _verify_audio(container, sum(counts))
+        _verify_audio(container, joined.frames)
 
 
 @contextmanager
@@ -89,79 +114,103 @@ def _opened(file: BinaryIO) -> Iterator[InputContainer]:
         raise _failed("it does not decode") from error
 
 
-def _decoder(container: InputContainer, threads: int) -> VideoStream:
+def _decoder(container: InputContainer, threads: int, options: Mapping[str, str]) -> VideoStream:
     stream = container.streams.video[0]
-    stream.codec_context.options = STRICT | UNSMOOTHED
+    stream.codec_context.options = dict(options)
     stream.codec_context.thread_count = threads
     stream.codec_context.thread_type = "FRAME"
     return stream
 
 
-def _groups(container: InputContainer, counts: tuple[int, ...]) -> list[range]:
-    """The groups of pictures, as ranges of packets, which are ranges of frames: every one begins with an IDR
-    frame, as does every clip, and is closed. That all frames are there, and no more, follows."""
-    starts = set(_starts(counts))
+def _check(frame: VideoFrame, shape: tuple[int, int]) -> None:
+    if frame.pts is None or frame.is_corrupt or (frame.width, frame.height) != shape:
+        raise _failed("a frame is damaged")
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """The frame that each packet holds, and the groups of pictures as ranges of packets, which are ranges of
+    frames: every one begins with an IDR frame and is closed."""
+
+    shown: list[int]
+    groups: list[range]
+
+    def around_boundaries(self, joined: Joined) -> list[range]:
+        """The groups that a clip begins or ends with, those that follow each other as one range."""
+        ends = {*joined.starts, joined.frames}
+        chosen: list[range] = []
+        for group in self.groups:
+            if group.start not in ends and group.stop not in ends:
+                continue
+            if chosen and chosen[-1].stop == group.start:
+                chosen[-1] = range(chosen[-1].start, group.stop)
+            else:
+                chosen.append(group)
+        return chosen
+
+
+def _read(container: InputContainer, joined: Joined) -> _Index:
+    """All packets are in their places, and those that were put in."""
+    starts = joined.starts
     keyframes: list[int] = []
     shown: list[Fraction] = []
+    digests = [hashlib.sha256() for _ in starts]
     for packet in container.demux(container.streams.video[0]):
         if not packet.size or packet.pts is None:
             continue
         number = len(shown)
         if packet.is_keyframe and _has_idr(packet):
             keyframes.append(number)
+        digests[bisect_right(starts, number) - 1].update(bytes(packet))
         shown.append(_frame_number(packet.pts, packet.time_base))
-    if not starts <= set(keyframes):
+    if not set(starts) <= set(keyframes):
         raise _failed("a statement does not begin with a keyframe")
     groups = [range(a, b) for a, b in zip(keyframes, [*keyframes[1:], len(shown)], strict=True)]
-    if len(shown) != sum(counts) or any(sorted(shown[g.start : g.stop]) != list(g) for g in groups):
-        raise _failed(f"it has {len(shown)} frames instead of {sum(counts)}, or not in their places")
-    return groups
+    if len(shown) != joined.frames or any(sorted(shown[g.start : g.stop]) != list(g) for g in groups):
+        raise _failed(f"it has {len(shown)} frames instead of {joined.frames}, or not in their places")
+    if tuple(digest.hexdigest() for digest in digests) != joined.digests:
+        raise _failed("a statement's pictures are not those that were put in")
+    return _Index([int(number) for number in shown], groups)
 
 
-def _around_boundaries(groups: list[range], counts: tuple[int, ...]) -> list[range]:
-    """The groups that a clip begins or ends with, those that follow each other as one range."""
-    ends = {*_starts(counts), sum(counts)}
-    chosen: list[range] = []
-    for group in groups:
-        if group.start not in ends and group.stop not in ends:
-            continue
-        if chosen and chosen[-1].stop == group.start:
-            chosen[-1] = range(chosen[-1].start, group.stop)
-        else:
-            chosen.append(group)
-    return chosen
-
-
-def _verify_groups(
+def _decode(
     container: InputContainer,
-    groups: list[range],
-    counts: tuple[int, ...],
+    index: _Index,
+    proofs: list[range],
     shape: tuple[int, int],
     threads: int,
     onlooker: Onlooker | None,
 ) -> None:
-    stream = _decoder(container, threads)
-    proofs = _around_boundaries(groups, counts)
-    needed = onlooker.needs(groups) if onlooker is not None else []
-    extra = [chosen for chosen in needed if not any(chosen.start in proof for proof in proofs)]
+    stream = _decoder(container, threads, STRICT)
     packets = (packet for packet in container.demux(stream) if packet.size)
-    seen: list[Fraction] = []
     position = 0
-    for chosen in sorted([*proofs, *extra], key=lambda chosen: chosen.start):
+    for chosen, proves in _chosen(proofs, onlooker.needs(index.groups) if onlooker is not None else []):
         own = islice(packets, chosen.start - position, chosen.stop - position)
         position = chosen.stop
-        if chosen in extra:
-            assert onlooker is not None
+        if onlooker is not None and not proves:
             _show(stream, own, onlooker)
             continue
+        seen: list[Fraction] = []
         for frame in _decoded(stream, own):
-            if frame.pts is None or frame.is_corrupt or (frame.width, frame.height) != shape:
-                raise _failed("a frame is damaged")
-            seen.append(_frame_number(frame.pts, stream.time_base))  # a flushed frame has none
+            _check(frame, shape)
+            seen.append(_frame_number(frame.pts or 0, stream.time_base))  # a flushed frame has no time base
             if onlooker is not None:
                 onlooker.see(int(seen[-1]), frame)
-    if seen != [number for proof in proofs for number in proof]:
-        raise _failed("frames around a boundary are not where they belong")
+        if seen != sorted(index.shown[chosen.start : chosen.stop]):
+            raise _failed("frames around a boundary are not where they belong")
+
+
+def _chosen(proofs: list[range], needed: list[range]) -> list[tuple[range, bool]]:
+    """Which packets to decode, in order, and whether that proves something. What is needed of a group that proves
+    something goes with the proof."""
+    chosen = {proof.start: (proof, True) for proof in proofs}
+    for wanted in needed:
+        proof = next((proof for proof in proofs if wanted.start in proof), None)
+        if proof is None:
+            chosen[wanted.start] = wanted, False
+        elif wanted.stop > proof.stop:
+            chosen[proof.start] = range(proof.start, wanted.stop), True
+    return [chosen[start] for start in sorted(chosen)]
 
 
 def _decoded(stream: VideoStream, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
@@ -182,40 +231,6 @@ def _show(stream: VideoStream, packets: Iterator[Packet[VideoStream]], onlooker:
         stream.codec_context.flush_buffers()
         for _ in packets:  # the next ones are counted from here
             pass
-
-
-def _starts(counts: tuple[int, ...]) -> list[int]:
-    return [sum(counts[:i]) for i in range(len(counts))]
-
-
-def _verify_video(
-    container: InputContainer,
-    counts: tuple[int, ...],
-    shape: tuple[int, int],
-    threads: int,
-    progress: Progress,
-    onlooker: Onlooker | None,
-) -> None:
-    stream = _decoder(container, threads)
-    starts = set(_starts(counts))
-    shown = 0
-    for packet in container.demux(stream):
-        if packet.pts is not None and _frame_number(packet.pts, packet.time_base) in starts:
-            starts.discard(int(_frame_number(packet.pts, packet.time_base)))
-            if not (packet.is_keyframe and _has_idr(packet)):
-                raise _failed("a statement does not begin with a keyframe")
-        for frame in packet.decode():
-            assert frame.pts is not None
-            if frame.is_corrupt or (frame.width, frame.height) != shape:
-                raise _failed("a frame is damaged")
-            if _frame_number(frame.pts, frame.time_base) != shown:
-                raise _failed(f"frame {shown} is not where it belongs")
-            if onlooker is not None:
-                onlooker.see(shown, frame)
-            shown += 1
-            progress.advance()
-    if starts or shown != sum(counts):
-        raise _failed(f"it has {shown} frames instead of {sum(counts)}")
 
 
 def _verify_audio(container: InputContainer, frames: int) -> None:
@@ -244,4 +259,4 @@ def _has_idr(packet: Packet[VideoStream]) -> bool:
 
 
 def _failed(why: str) -> MediaError:
-    return MediaError(ErrorType.VERIFICATION_FAILED, f"The merged video is not right: {why}.")
+    return MediaError(ErrorType.VERIFICATION_FAILED, f"The video is not right: {why}.")
