@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import aiohttp
-import grpc
 import nats
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.common.channel import open_channel
+from services.common.settings import CommonSettings
+from services.common.tls import Tls
 
 HealthCheck = Callable[[], Awaitable[None]]
 """Raises NotReady, or what the attempt raised, unless the process does its work."""
@@ -50,10 +53,12 @@ def jetstream(url: str) -> HealthCheck:
 
 
 def grpc_service(target: str) -> HealthCheck:
-    """A gRPC server whose overall health (grpc.health.v1) is SERVING."""
+    """A gRPC server whose overall health (grpc.health.v1) is SERVING, with TLS if this process's environment has
+    certificates, as the server's has."""
+    tls = Tls.from_settings(CommonSettings())
 
     async def check() -> None:
-        async with grpc.aio.insecure_channel(target) as channel:
+        async with open_channel(target, tls=tls) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_TIMEOUT)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:

@@ -20,6 +20,7 @@ from services.common.clock import Clock, utc_now
 from services.common.identity import ServiceTokens, TokenVerifier
 from services.common.lifecycle import App
 from services.common.server import GrpcServer
+from services.common.tls import Tls
 
 
 @asynccontextmanager
@@ -39,7 +40,8 @@ async def build(
         stack.push_async_callback(database.close)
         if videos is None:
             tokens = ServiceTokens.from_settings(settings, service="challenge")
-            channel = open_channel(settings.merge_target, tokens=tokens, audience="merge")
+            tls = Tls.from_settings(settings)
+            channel = open_channel(settings.merge_target, tls=tls, tokens=tokens, audience="merge")
             videos = VideoClient(await stack.enter_async_context(channel))
         service = ChallengeService(
             SqlChallengeStore(database),

@@ -21,6 +21,7 @@ from services.common import context
 from services.common.identity import ServiceTokens
 from services.common.interceptor import REQUEST_ID
 from services.common.server import KEEPALIVE
+from services.common.tls import Tls
 from twotruths.challenge.v1 import challenge_service_pb2
 from twotruths.merge.v1 import merge_service_pb2, video_service_pb2
 from twotruths.upload.v1 import upload_service_pb2
@@ -29,10 +30,13 @@ _MARGIN_SECONDS = 0.2
 _CONTRACT = (upload_service_pb2, merge_service_pb2, video_service_pb2, challenge_service_pb2)
 
 
-def open_channel(target: str, *, tokens: ServiceTokens | None = None, audience: str = "") -> grpc.aio.Channel:
-    """A channel to ``target`` ("dns:///merge:50052").
+def open_channel(
+    target: str, *, tls: Tls | None = None, tokens: ServiceTokens | None = None, audience: str = ""
+) -> grpc.aio.Channel:
+    """A channel to ``target`` ("dns:///merge:50052"), in plaintext unless there is ``tls``.
 
-    With ``tokens``, a call that carries no authorization of its own gets a service token for ``audience``.
+    With ``tokens``, a call that carries no authorization of its own gets a service token for ``audience``. Raises
+    OSError for TLS files that cannot be used.
     """
     options = [
         *KEEPALIVE,
@@ -44,7 +48,11 @@ def open_channel(target: str, *, tokens: ServiceTokens | None = None, audience: 
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    return grpc.aio.insecure_channel(target, options=options, interceptors=_interceptors(tokens, audience))
+    interceptors = _interceptors(tokens, audience)
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    credentials = tls.channel_credentials()
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
 
 def client_stream(channel: grpc.aio.Channel, method: MethodDescriptor) -> Callable[..., Any]:

@@ -9,9 +9,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.common.admin import AdminServer
 from services.common.identity import TokenVerifier
 from services.common.interceptor import ServiceInterceptor
 from services.common.settings import CommonSettings
+from services.common.tls import Tls
 
 # Pings notice a vanished peer: keepalive alone took 64 s, with ping_timeout 8 s (measured).
 KEEPALIVE = (
@@ -29,7 +31,8 @@ _SERVER_OPTIONS = (
 
 
 class GrpcServer:
-    """A server at ``listen`` ("127.0.0.1:50051"; port 0 picks a free one).
+    """A server at ``listen`` ("127.0.0.1:50051"; port 0 picks a free one), with TLS if the settings have
+    certificates, and one for operators beside it if they have an address for that.
 
     ``scopes``: full method name ("/twotruths.upload.v1.UploadService/GetUpload") → scope that a player's token
     must have. ``name`` is the service's short name; its errors have the domain "<name>.twotruths".
@@ -55,6 +58,8 @@ class GrpcServer:
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._tls = Tls.from_settings(settings)
+        self.admin = AdminServer(settings.admin_listen, self._health) if settings.admin_listen else None
 
     def add(self, service: str, register: Callable[[Any, grpc.aio.Server], None], servicer: object) -> None:
         """Serves ``servicer`` as the service of this full name."""
@@ -73,10 +78,17 @@ class GrpcServer:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         try:
-            self.port = self._server.add_insecure_port(self._listen)
+            self.port = self._add_port()
         except RuntimeError as error:
             raise OSError(f"cannot listen on {self._listen}: is the port taken?") from error
         await self._server.start()
+        if self.admin is not None:
+            await self.admin.start()
+
+    def _add_port(self) -> int:
+        if self._tls is None:
+            return self._server.add_insecure_port(self._listen)
+        return self._server.add_secure_port(self._listen, self._tls.server_credentials())
 
     async def set_serving(self, ok: bool) -> None:
         """Tells health checks, of the server and of each service, whether calls are welcome."""
@@ -92,3 +104,5 @@ class GrpcServer:
         after ``grace`` seconds."""
         self._interceptor.end_streams()
         await self._server.stop(grace)
+        if self.admin is not None:
+            await self.admin.stop()

@@ -42,6 +42,12 @@ class CommonSettings(BaseSettings):
     merge_target: str = Field("dns:///127.0.0.1:50052", description="the merge service, as a gRPC target")
     challenge_target: str = Field("dns:///127.0.0.1:50053", description="the challenge service, as a gRPC target")
 
+    tls_cert_file: str = Field(
+        "", description="PEM certificate chain that this process shows to the others; empty: plaintext gRPC"
+    )
+    tls_key_file: str = Field("", description="its private key")
+    tls_ca_file: str = Field("", description="PEM certificates of the authority that signs those of the mesh")
+
     auth_issuer: str = Field("twotruths-dev", description="iss of players' tokens")
     auth_audience: str = Field("twotruths", description="aud of players' tokens")
     auth_algorithm: Literal["EdDSA", "ES256", "RS256"] = Field(
@@ -68,5 +74,10 @@ class CommonSettings(BaseSettings):
         "", description="address and port of Prometheus metrics, for each process its own; empty is off"
     )
     reflection: bool = Field(True, description="whether servers describe themselves (grpcurl)")
+    admin_listen: str = Field(
+        "",
+        description="address and port of health, channelz and reflection for operators, in plaintext and without "
+        "tokens, for each process its own; empty is off",
+    )
     drain_wait_seconds: float = Field(0.0, ge=0, description="after SIGTERM: health is off, yet calls are served")
     drain_grace_seconds: float = Field(20.0, ge=0, description="then: how long calls may take to end")

@@ -14,6 +14,7 @@ from services.common.identity import ServiceTokens
 from services.common.lifecycle import App
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
+from services.common.tls import Tls
 from services.gateway import app, contract, routes
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
@@ -37,12 +38,13 @@ async def build(
         "merge": settings.merge_target,
         "challenge": settings.challenge_target,
     }
-    drain = Drain()
+    tls, drain = Tls.from_settings(settings), Drain()
     async with AsyncExitStack() as stack:
         channels = {}
         for name, target in targets.items():
             # Players' calls carry their own token; the gateway's goes with its own questions alone.
-            channels[name] = await stack.enter_async_context(open_channel(target, tokens=tokens, audience=name))
+            channel = open_channel(target, tls=tls, tokens=tokens, audience=name)
+            channels[name] = await stack.enter_async_context(channel)
         if store is None:
             store = await stack.enter_async_context(open_objects(settings))
         application = app.create(

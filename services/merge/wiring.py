@@ -28,6 +28,7 @@ from services.common.lifecycle import App
 from services.common.playback import PlaybackSigner
 from services.common.server import GrpcServer
 from services.common.state import owned_key
+from services.common.tls import Tls
 from services.merge import rpc, rpc_videos
 from services.merge.adapters.queue_load import JetStreamQueueLoad
 from services.merge.adapters.upload_client import UploadClient
@@ -97,7 +98,8 @@ async def build_controller(
         queue = await _queue(nats, settings)
         if uploads is None:
             tokens = ServiceTokens.from_settings(settings, NAME)
-            channel = open_channel(settings.upload_target, tokens=tokens, audience="upload")
+            tls = Tls.from_settings(settings)
+            channel = open_channel(settings.upload_target, tls=tls, tokens=tokens, audience="upload")
             stack.push_async_callback(channel.close)
             uploads = UploadClient(channel)
         board, progress = ProgressBoard(), NatsProgressBus(nats)

@@ -15,6 +15,7 @@ from services.common.keys import KeyRing
 from services.common.server import GrpcServer
 from services.common.settings import CommonSettings
 from services.common.status import remote_errors
+from services.common.tls import Tls
 from twotruths.merge.v1 import merge_service_pb2 as pb
 from twotruths.merge.v1 import merge_service_pb2_grpc
 
@@ -43,12 +44,17 @@ class Desk:
 
 
 def make_server(
-    keys: KeyRing, listen: str = "127.0.0.1:0", *, scopes: Mapping[str, str] | None = None, **rpcs: Handler
+    keys: KeyRing,
+    listen: str = "127.0.0.1:0",
+    *,
+    scopes: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **rpcs: Handler,
 ) -> GrpcServer:
-    """The server, not started. ``reflection=False`` among ``rpcs`` turns reflection off."""
-    settings = CommonSettings(reflection=bool(rpcs.pop("reflection", True)), **keys.settings())
-    verifier = TokenVerifier.from_settings(settings, service="merge")
-    server = GrpcServer(settings, name="merge", listen=listen, verifier=verifier, scopes=scopes)
+    """The server, not started; ``settings`` are those besides the keys'."""
+    common = CommonSettings(**keys.settings(), **(settings or {}))
+    verifier = TokenVerifier.from_settings(common, service="merge")
+    server = GrpcServer(common, name="merge", listen=listen, verifier=verifier, scopes=scopes)
     server.add(SERVICE, merge_service_pb2_grpc.add_MergeServiceServicer_to_server, Desk(rpcs))
     return server
 
@@ -98,10 +104,12 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(keys: KeyRing, target: object, *, tokens: ServiceTokens | None = None) -> AsyncIterator[Caller]:
+async def calling(
+    keys: KeyRing, target: object, *, tls: Tls | None = None, tokens: ServiceTokens | None = None
+) -> AsyncIterator[Caller]:
     """A caller through the mesh's own channel. ``target``: a port, or a whole target."""
     target = f"ipv4:127.0.0.1:{target}" if isinstance(target, int) else str(target)
-    async with open_channel(target, tokens=tokens, audience="merge") as channel:
+    async with open_channel(target, tls=tls, tokens=tokens, audience="merge") as channel:
         yield Caller(channel, keys)
 
 

@@ -92,7 +92,7 @@ async def _described(caller: Any) -> set[str]:
 async def test_reflection_lists_the_services_and_can_be_turned_off(keys: KeyRing) -> None:
     async with desk(keys) as caller:
         assert {SERVICE, "grpc.health.v1.Health"} <= await _described(caller)
-    async with desk(keys, reflection=False) as caller:
+    async with desk(keys, settings={"reflection": False}) as caller:
         with pytest.raises(grpc.aio.AioRpcError, match="UNIMPLEMENTED"):
             await _described(caller)
 
