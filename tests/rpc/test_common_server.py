@@ -282,3 +282,12 @@ async def test_a_taken_port_is_said_plainly(keys: KeyRing) -> None:
         with pytest.raises(OSError, match=f"127.0.0.1:{first.port}.*taken"):
             await second.start()
         await second.stop(0)
+
+
+async def test_a_burst_of_calls_waits_its_turn(keys: KeyRing) -> None:
+    """By default gRPC cancels some of those beyond a thousand that wait for the event loop."""
+    async with desk(keys, GetMerge=whoami) as caller:
+        await caller.call()
+        metadata = [caller.bearer()]
+        answers = await asyncio.gather(*(caller.call(metadata=metadata, timeout=120) for _ in range(4_000)))
+    assert len(answers) == 4_000
