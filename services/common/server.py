@@ -27,8 +27,8 @@ _SERVER_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.so_reuseport", 0),  # a second server on a taken port must fail, not share it
     ("grpc.max_receive_message_length", 4 << 20),
-    # Calls that wait for the event loop. By default some are cancelled at random above 1,000, as when everybody who
-    # watched something comes back at once.
+    # Calls that wait for the event loop. By default some are cancelled at random above 1,000, as when everybody
+    # who watched something comes back at once.
     ("grpc.server.max_pending_requests", 10_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),
 )

@@ -38,13 +38,14 @@ def create(
     bindings: Sequence[Binding],
     channels: Mapping[str, grpc.aio.Channel],
     *,
+    streams: Mapping[str, grpc.aio.Channel],
     store: ObjectStore,
     signer: PlaybackSigner,
     settings: GatewaySettings,
     drain: Drain,
     clock: Clock,
 ) -> web.Application:
-    """The application. ``channels`` by backend: upload, merge, challenge."""
+    """The application. ``channels`` by backend: upload, merge, challenge; ``streams``: for calls that last."""
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
     Edge(
         drain,
@@ -79,7 +80,8 @@ def create(
         router.add_route("*", url + "{session_id}", routes.upload)
     for binding in bindings:
         _check_free(binding)
-        handler = Transcoder(binding, channels[binding.backend], settings, drain)
+        channel = (streams if binding.method.server_streaming else channels)[binding.backend]
+        handler = Transcoder(binding, channel, settings, drain)
         router.add_route(binding.verb, binding.template.path, handler.handle)
         if binding.verb == "GET" and not binding.method.server_streaming:
             router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants

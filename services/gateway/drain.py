@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Drain:
@@ -13,9 +14,25 @@ class Drain:
     def __init__(self) -> None:
         self.serving = False
         self.draining = asyncio.Event()
+        self._ending: set[asyncio.Future[Any]] = set()
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def begin(self) -> None:
+        """Sets :attr:`draining`."""
+        self.draining.set()
+        for waiting in tuple(self._ending):
+            waiting.cancel()
+
+    def cancels(self, waiting: asyncio.Future[Any]) -> None:
+        """Draining cancels ``waiting``, unless it is done by then. A stream may last for hours: a task for each,
+        to wait for the one event, would be a tenth of what it costs."""
+        if self.draining.is_set():
+            waiting.cancel()
+        else:
+            self._ending.add(waiting)
+            waiting.add_done_callback(self._ending.discard)
 
     @contextmanager
     def request(self) -> Iterator[None]:

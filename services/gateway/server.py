@@ -56,7 +56,7 @@ class HttpServer:
 
     async def stop(self, grace: float) -> None:
         """Takes no new connections, lets running requests end for ``grace`` seconds, then cuts them off."""
-        self._drain.draining.set()
+        self._drain.begin()
         if self._listening is not None:
             self._listening.close()
         await self._drain.wait_idle(grace)

@@ -8,11 +8,10 @@ EventSource takes a plain end for a lost connection and comes back.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -55,89 +54,93 @@ def _quality(parameters: str) -> float:
 
 
 async def stream(
-    request: web.Request, call: Any, render: Callable[[Message], Any], *, drain: Drain, heartbeat: float
+    request: web.Request,
+    start: Callable[[], Any],
+    render: Callable[[Message], Any],
+    *,
+    drain: Drain,
+    heartbeat: float,
+    pauses: Sequence[float] = (),
 ) -> web.StreamResponse:
-    """Sends what ``call`` yields until it ends, the client leaves or the gateway drains. Cancels the call.
+    """Sends what the call that ``start`` makes yields until it ends, the client leaves or the gateway drains, and
+    cancels it. While its service is away it is made again after each of the ``pauses``, in seconds.
 
     An error before the first message is an ordinary answer (raises Problem); a later one is an event.
     """
+    kind = negotiate(",".join(request.headers.getall("Accept", [])))
     try:
-        kind = negotiate(",".join(request.headers.getall("Accept", [])))
-        messages = aiter(call)
-        try:
-            first = await anext(messages, None)
-        except grpc.aio.AioRpcError as error:
-            raise problems.from_error(from_rpc_error(error)) from error
+        call, first = await _begun(start, pauses)
+    except grpc.aio.AioRpcError as error:
+        raise problems.from_error(from_rpc_error(error)) from error
+    try:
         response = web.StreamResponse(
             headers={"Content-Type": kind, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
         writer = _Events(response, request) if kind == EVENTS else _Lines(response)
         await writer.begin()
-        if first is not None:
+        if first is not grpc.aio.EOF:
             await writer.data(encode.dumps(render(first)))
-            changes = _changes(messages, drain=drain, heartbeat=heartbeat)
-            async with contextlib.aclosing(changes):
-                await _follow(request, changes, render, writer)
+            await _follow(request, call, render, writer, drain, heartbeat)
         return response
     finally:
         call.cancel()
 
 
+async def _begun(start: Callable[[], Any], pauses: Sequence[float]) -> tuple[Any, Any]:
+    """The call, and its first message, or EOF if it ended without one. Raises AioRpcError."""
+    for pause in (*pauses, None):
+        call = start()
+        try:
+            return call, await call.read()
+        except grpc.aio.AioRpcError as error:
+            if pause is None or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        await asyncio.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
 async def _follow(
     request: web.Request,
-    changes: AsyncIterator[Message | None],
+    call: Any,
     render: Callable[[Message], Any],
     writer: _Events | _Lines,
+    drain: Drain,
+    heartbeat: float,
 ) -> None:
+    """The messages after the first, a sign of life whenever ``heartbeat`` seconds passed without one, the end."""
+    upcoming = _upcoming(call, drain)
     try:
-        async for message in changes:
-            if message is None:
+        while True:
+            await asyncio.wait({upcoming}, timeout=heartbeat)
+            if drain.draining.is_set():
+                return  # without an end: the client comes back, to another gateway
+            if not upcoming.done():
                 await writer.beat()
-            else:
-                await writer.data(encode.dumps(render(message)))
+                continue
+            message = upcoming.result()
+            if message is grpc.aio.EOF:
+                await writer.end()
+                return
+            await writer.data(encode.dumps(render(message)))
+            upcoming = _upcoming(call, drain)
     except grpc.aio.AioRpcError as error:
         problem = problems.from_error(from_rpc_error(error))
         document = problem.document(instance=request.path, request_id=request[REQUEST_ID])
         await writer.error(encode.dumps(document))
-    except _Draining:
-        return  # without an end: the client comes back, to another gateway
-    else:
-        await writer.end()
-
-
-class _Draining(Exception):
-    """The gateway is on its way out."""
-
-
-async def _changes(
-    messages: AsyncIterator[Message], *, drain: Drain, heartbeat: float
-) -> AsyncGenerator[Message | None, None]:
-    """The messages, and None whenever ``heartbeat`` seconds passed without one. Raises _Draining."""
-    draining = asyncio.ensure_future(drain.draining.wait())
-    upcoming = asyncio.ensure_future(_next(messages))
-    try:
-        while True:
-            waiting: set[asyncio.Future[Any]] = {upcoming, draining}
-            await asyncio.wait(waiting, timeout=heartbeat, return_when=asyncio.FIRST_COMPLETED)
-            if draining.done():
-                raise _Draining
-            if not upcoming.done():
-                yield None
-                continue
-            message = upcoming.result()
-            if message is None:
-                return
-            yield message
-            upcoming = asyncio.ensure_future(_next(messages))
     finally:
-        for task in (upcoming, draining):
-            task.cancel()
-        await asyncio.gather(upcoming, draining, return_exceptions=True)
+        upcoming.cancel()
+        await asyncio.gather(upcoming, return_exceptions=True)
 
 
-async def _next(messages: AsyncIterator[Message]) -> Message | None:
-    return await anext(messages, None)
+def _upcoming(call: Any, drain: Drain) -> asyncio.Future[Any]:
+    """The next message. A task, since a read that is cancelled ends the call."""
+    reading: asyncio.Future[Any] = asyncio.ensure_future(call.read())
+    drain.cancels(reading)
+    return reading
 
 
 class _Events:

@@ -7,14 +7,18 @@ from typing import Any
 
 import grpc
 from aiohttp import web
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 
+from services.common.channel import server_stream
 from services.common.status import from_rpc_error
 from services.gateway import bodies, callers, encode, problems, ratelimit, sse
 from services.gateway.config import GatewaySettings
 from services.gateway.decode import Decoder
 from services.gateway.drain import Drain
 from services.gateway.routes import Binding
+
+_PAUSES = (0.1, 0.3, 1.0)  # seconds between attempts at a stream while its service is away
 
 
 class Transcoder:
@@ -27,11 +31,15 @@ class Transcoder:
         self._settings = settings
         self._drain = drain
         self._bound = frozenset(binding.template.fields)
-        make = channel.unary_stream if binding.method.server_streaming else channel.unary_unary
-        self._rpc: Any = make(
-            binding.rpc,
-            request_serializer=binding.request.SerializeToString,
-            response_deserializer=binding.response.FromString,
+        self._rpc = (
+            server_stream(channel, binding.method) if binding.method.server_streaming else self._unary(channel)
+        )
+
+    def _unary(self, channel: grpc.aio.Channel) -> Any:
+        return channel.unary_unary(
+            self._binding.rpc,
+            request_serializer=self._binding.request.SerializeToString,
+            response_deserializer=self._binding.response.FromString,
         )
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -40,9 +48,13 @@ class Transcoder:
         message = await self._decode(request)
         callers.fill(request, message)
         if self._binding.method.server_streaming:
-            call = self._rpc(message, metadata=metadata)
             return await sse.stream(
-                request, call, self._render, drain=self._drain, heartbeat=self._settings.gateway_heartbeat_seconds
+                request,
+                lambda: self._rpc(message, metadata=metadata),
+                self._render,
+                drain=self._drain,
+                heartbeat=self._settings.gateway_heartbeat_seconds,
+                pauses=_PAUSES if self._is_safe else (),
             )
         call = self._rpc(message, metadata=metadata, timeout=self._settings.gateway_call_timeout_seconds)
         try:
@@ -54,6 +66,10 @@ class Transcoder:
             content_type=bodies.JSON,
             headers=dict(ratelimit.of_answer(await call.trailing_metadata() or ())),
         )
+
+    @property
+    def _is_safe(self) -> bool:
+        return self._binding.method.GetOptions().idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
 
     @property
     def _body_field(self) -> str:

@@ -40,16 +40,18 @@ async def build(
     }
     tls, drain = Tls.from_settings(settings), Drain()
     async with AsyncExitStack() as stack:
-        channels = {}
+        channels, streams = {}, {}
         for name, target in targets.items():
             # Players' calls carry their own token; the gateway's goes with its own questions alone.
             channel = open_channel(target, tls=tls, tokens=tokens, audience=name)
             channels[name] = await stack.enter_async_context(channel)
+            streams[name] = await stack.enter_async_context(open_channel(target, tls=tls, retries=False))
         if store is None:
             store = await stack.enter_async_context(open_objects(settings))
         application = app.create(
             bindings,
             channels,
+            streams=streams,
             store=store,
             signer=signer or PlaybackSigner.from_file(settings.playback_keys_file),
             settings=settings,

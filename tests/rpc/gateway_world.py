@@ -28,6 +28,7 @@ from services.common.errors import (
     NotFound,
     OutOfRange,
     ServiceError,
+    Unavailable,
     Unimplemented,
 )
 from services.common.identity import TokenVerifier
@@ -79,6 +80,7 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         self.complete_error: ServiceError | None = None
         self.append_error: ServiceError | None = None
         self.trailers: tuple[tuple[str, str], ...] = ()
+        self.watches = self.watches_refused = 0
 
     def add(self, owner: str, filename: str, size: int, chunk_size: int, **more: Any) -> U.Upload:
         total = -(-size // chunk_size)
@@ -246,6 +248,9 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
         return upload_service_pb2.GetUploadResponse(upload=find(self.uploads, request.session_id))
 
     async def WatchUpload(self, request: Any, _: Any) -> AsyncIterator[Any]:
+        self.watches += 1
+        if self.watches <= self.watches_refused:
+            raise Unavailable("not yet")
         try:
             while True:
                 upload = find(self.uploads, request.session_id)

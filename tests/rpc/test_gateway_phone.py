@@ -196,6 +196,18 @@ async def test_an_event_stream_beats_and_its_call_ends_with_the_client(keys: Key
         await asyncio.wait_for(world.uploads.call_ended.wait(), 10)
 
 
+@pytest.mark.parametrize(("refused", "status"), [(3, 200), (4, 503)])
+async def test_a_stream_begins_though_its_service_is_away_for_a_moment(
+    world: World, refused: int, status: int
+) -> None:
+    """EventSource gives up for good on an answer that is no stream."""
+    upload = world.uploads.add("alice", "a.mp4", 4, 4)
+    world.uploads.watches_refused = refused
+    async with world.call("GET", f"/api/v1/upload/{upload.session_id}/events") as response:
+        assert response.status == status
+    assert world.uploads.watches == 4
+
+
 async def test_a_stream_that_fails_half_way_says_why(world: World) -> None:
     from services.common.errors import Unavailable
 
