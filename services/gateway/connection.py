@@ -50,12 +50,10 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Sends what is left of an answer. One that began before the gateway drains is the last one, too."""
-        sent, gone = await super().finish_response(request, resp, start_time)
+        """Sends what is left of an answer."""
+        sent = await super().finish_response(request, resp, start_time)
         self._answered = True
-        if self._drain.draining.is_set():
-            sent.force_close()
-        return sent, gone
+        return sent
 
     def close_if_idle(self, *, also_new: bool) -> None:
         """Closes it if nothing is being answered; one without a request so far only with ``also_new``."""

@@ -213,7 +213,7 @@ async def test_a_process_that_goes_costs_no_request_and_comes_back(world: World)
                     errors.append(error)
 
         loads = [asyncio.create_task(load()) for _ in range(4)]
-        for name in ("gateway-1", "gateway-2", "gateway-1"):
+        for name in ("gateway-1", "gateway-2"):
             before = fleet.children()[name]
             served = fleet.messages(name).count(f"{name} serves on port {fleet.port}")
             os.kill(before, signal.SIGTERM)
@@ -261,6 +261,27 @@ async def test_a_second_fleet_on_one_address_does_not_start(world: World) -> Non
             assert line["message"].startswith("gateway stopped: ")
             assert "address already in use" in line["message"]
         assert await first.ask()
+
+
+async def test_a_fleet_goes_on_while_one_serves_and_ends_when_none_can(world: World) -> None:
+    keys = world.folder / "playback.json"
+    content = (world.keys.directory / "playback.json").read_bytes()
+    keys.write_bytes(content)
+    async with running(world, playback_keys_file=keys) as fleet:
+        await fleet.serving()
+        first = fleet.children()["gateway-1"]
+        keys.unlink()
+        os.kill(first, signal.SIGKILL)
+        await fleet.until(lambda: any("gateway-1 exited with 1" in said for said in fleet.messages("gateway")))
+        await fleet.ask()
+        keys.write_bytes(content)
+        served = "gateway-1 serves on port"
+        await fleet.until(lambda: sum(served in said for said in fleet.messages("gateway-1")) == 2)
+        keys.unlink()
+        for pid in fleet.children().values():
+            os.kill(pid, signal.SIGKILL)
+        assert await fleet.ended() == 1
+        assert "cannot serve, it exited with 1" in fleet.lines()[-1]["exception"]
 
 
 async def test_a_fleet_that_cannot_serve_ends_and_says_why(world: World) -> None:
