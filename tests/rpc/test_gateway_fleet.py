@@ -155,6 +155,8 @@ async def test_each_process_answers_and_has_its_metrics(world: World) -> None:
         await fleet.serving()
         children = fleet.children()
         assert set(children) == {"gateway-1", "gateway-2"}
+        # Whoever kills the group, as the mesh does, gets them all.
+        assert {os.getpgid(pid) for pid in children.values()} == {os.getpgid(fleet.pid)}
         for silent, other in (("gateway-1", "gateway-2"), ("gateway-2", "gateway-1")):
             os.kill(children[silent], signal.SIGSTOP)
             state = Path(f"/proc/{children[silent]}/stat")
