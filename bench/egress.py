@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import selectors
@@ -17,7 +18,7 @@ from bench.servers import Server, _process, _until_answers
 from mesh.ports import HOST
 from tests.processes import free_port
 
-_NGINX = """daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+_NGINX = """daemon off; {processes} pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 4096; }}
 http {{
   access_log {folder}/access.log; sendfile on; tcp_nopush on; keepalive_requests 1000000; default_type video/mp4;
@@ -30,15 +31,18 @@ http {{
 
 
 @contextmanager
-def nginx(folder: Path, *, root: Path | None = None, upstream: str = "") -> Iterator[Server]:
-    """nginx, one process, access log on as ours has: files below ``root``, or what the URL
-    ``upstream`` answers."""
+def nginx(folder: Path, *, workers: int = 1, root: Path | None = None, upstream: str = "") -> Iterator[Server]:
+    """nginx, one process or a master with ``workers``, access log on as ours has: files below ``root``, or what
+    the URL ``upstream`` answers."""
     folder.mkdir(parents=True)
     port, config = free_port(), folder / "nginx.conf"
     host = urlsplit(upstream).netloc
     passing = f"location / {{ proxy_pass {upstream}; proxy_set_header Host {host}; }}"
     location = passing if upstream else f"location / {{ root {root}; }}"
-    config.write_text(_NGINX.format(folder=folder, host=HOST, port=port, location=location))
+    processes = "master_process off;" if workers == 1 else f"worker_processes {workers};"
+    if workers > 1 and os.geteuid() == 0:
+        processes += " user root;"  # who else could not read our folders
+    config.write_text(_NGINX.format(folder=folder, processes=processes, host=HOST, port=port, location=location))
     with _process(("/usr/sbin/nginx", "-c", config, "-p", folder), folder / "log") as pid:
         _until_answers(port, "/", folder / "log")
         yield Server(port, "http", "/", pids={"peer": pid})

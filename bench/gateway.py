@@ -1,4 +1,7 @@
-"""Measures the gateway against nginx and bare gRPC: ``python -m bench.gateway [--rounds N] [--megabytes N]``."""
+"""Measures the gateway against nginx and bare gRPC: ``python -m bench.gateway [--rounds N] [--megabytes N]``.
+
+With ``--processes N`` nginx has as many workers, and the results go to a file of their own.
+"""
 
 from __future__ import annotations
 
@@ -119,19 +122,19 @@ def _memory(server: Server, file: str, upload: str) -> Iterator[Result]:
     yield _bound("gateway.idle_sse_kib", grown, "KiB", 40)
 
 
-def _all(folder: Path, rounds: int, size: int) -> Iterator[Result]:
-    with ours(folder / "ours") as server:
+def _all(folder: Path, rounds: int, size: int, processes: int) -> Iterator[Result]:
+    with ours(folder / "ours", processes=processes) as server:
         upload = put(server, size)
         (path,) = (folder / "ours" / "data" / "objects" / "uploads").iterdir()
         file = f"/api/v1/files/{upload}"
-        with egress.nginx(folder / "nginx", root=path.parent) as peer:
+        with egress.nginx(folder / "nginx", workers=processes, root=path.parent) as peer:
             peer_url = f"http://{HOST}:{peer.port}/{path.name}"
             yield from _egress(server, f"http://{HOST}:{server.port}{file}", peer_url, rounds, size)
         yield from _calls(server, upload, rounds)
         yield from _memory(server, file, put(server, 10, complete=False))
 
 
-def _from_s3(folder: Path, rounds: int, size: int) -> Iterator[Result]:
+def _from_s3(folder: Path, rounds: int, size: int, processes: int) -> Iterator[Result]:
     folder.mkdir()
     swift = SwiftServer(folder / "swift", tuple(free_port() for _ in NAMES))
     with _process(swift.command(), folder / "swift.log"):
@@ -139,10 +142,10 @@ def _from_s3(folder: Path, rounds: int, size: int) -> Iterator[Result]:
             _until_answers(urlsplit(url).port or 0, urlsplit(url).path, folder / "swift.log")
         settings = swift.settings()
         os.environ |= {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
-        with ours(folder / "ours") as server:
+        with ours(folder / "ours", processes=processes) as server:
             file = f"http://{HOST}:{server.port}/api/v1/files/{put(server, size)}"
             upstream = asyncio.run(_presigned(settings))
-            with egress.nginx(folder / "nginx", upstream=upstream) as peer:
+            with egress.nginx(folder / "nginx", workers=processes, upstream=upstream) as peer:
                 there = f"http://{HOST}:{peer.port}/"
                 measures = (lambda: egress.curl(file, server.headers), lambda: egress.curl(there, {}))
                 mine, other = _median(rounds, *measures)
@@ -161,15 +164,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--processes", type=int, default=1, help="of the gateway, and workers of nginx")
     options = parser.parse_args()
     size = options.megabytes * 10**6
     os.environ["TWOTRUTHS_UPLOAD_MAX_FILE_SIZE"] = str(2 * size)
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
+        rounds, processes = options.rounds, options.processes
         found = chain(
-            _all(here, options.rounds, size), _from_s3(here / "s3", options.rounds, min(size, 300_000_000))
+            _all(here, rounds, size, processes), _from_s3(here / "s3", rounds, min(size, 300_000_000), processes)
         )
-        publish(found, "gateway.jsonl")
+        publish(found, "gateway.jsonl" if processes == 1 else f"gateway_{processes}.jsonl")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.servers import descendants
 from mesh.state import MeshInfo, StateDirectory
 from services.common.keys import KeyRing
 
@@ -98,7 +99,7 @@ class Mesh:
 
         def watch() -> None:
             while not stop.wait(0.05):
-                peak[0] = max([peak[0], *(_rss(child) for pid in workers for child in _descendants(pid))])
+                peak[0] = max([peak[0], *(_rss(child) for pid in workers for child in descendants(pid))])
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -141,7 +142,7 @@ def running(folder: Path, *, workers: int, **settings: object) -> Iterator[Mesh]
 
 
 def _cpu(pid: int) -> float:
-    return sum(_own_cpu(process) for process in (pid, *_descendants(pid)))
+    return sum(_own_cpu(process) for process in (pid, *descendants(pid)))
 
 
 def _own_cpu(pid: int) -> float:
@@ -150,14 +151,6 @@ def _own_cpu(pid: int) -> float:
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / _TICKS  # its own, then that of the children it has waited for
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # the thread has ended
-            found += [int(word) for word in task.read_text().split()]
-    return found + [below for child in found for below in _descendants(child)]
 
 
 def _rss(pid: int) -> int:

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,28 @@ class Server:
         }
 
     def cpu(self, *names: str) -> float:
-        """CPU-seconds that the processes have used."""
-        return sum(_cpu(self.pids[name]) for name in names)
+        """CPU-seconds that the processes and their children have used."""
+        return sum(map(_cpu, self._processes(names)))
 
     def rss(self, *names: str) -> float:
-        """Resident memory in MiB."""
-        return sum(_status(self.pids[name], "VmRSS") for name in names) / 1024
+        """Their resident memory in MiB."""
+        return sum(_status(pid, "VmRSS") for pid in self._processes(names)) / 1024
 
     def written(self, *names: str) -> int:
         """Bytes that went to the disk, see proc(5)."""
-        return sum(_io(self.pids[name], "write_bytes") for name in names)
+        return sum(_io(pid, "write_bytes") for pid in self._processes(names))
+
+    def _processes(self, names: Sequence[str]) -> list[int]:
+        return [pid for name in names for pid in (self.pids[name], *descendants(self.pids[name]))]
+
+
+def descendants(pid: int) -> list[int]:
+    """Its children, and theirs."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread has ended
+            found += [int(word) for word in task.read_text().split()]
+    return found + [below for child in found for below in descendants(child)]
 
 
 def _cpu(pid: int) -> float:
@@ -113,8 +125,8 @@ def _until_answers(port: int, path: str, log: Path) -> None:
 
 
 @contextmanager
-def ours(folder: Path) -> Iterator[Server]:
-    """Gateway, upload service and broker with the settings they have by themselves."""
+def ours(folder: Path, *, processes: int = 1) -> Iterator[Server]:
+    """Gateway, upload service and broker with the settings they have by themselves, but for ``processes``."""
     folder.mkdir(parents=True)
     keys = KeyRing.create(folder / "keys")
     ports = {name: free_port() for name in ("nats", "upload", "gateway")}
@@ -124,6 +136,7 @@ def ours(folder: Path) -> Iterator[Server]:
         "upload_listen": f"{HOST}:{ports['upload']}",
         "upload_target": f"dns:///{HOST}:{ports['upload']}",
         "gateway_listen": f"{HOST}:{ports['gateway']}",
+        "gateway_processes": processes,
     }
     environment = os.environ | {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
     write_config(folder / "nats.conf", port=ports["nats"], store=folder / "nats")

@@ -13,6 +13,9 @@ class GatewaySettings(CommonSettings):
     """Where the gateway listens, and the bounds of what it takes from strangers."""
 
     gateway_listen: str = Field("127.0.0.1:8080", description="where the gateway listens; port 0 picks a free one")
+    gateway_processes: int = Field(
+        1, ge=1, le=256, description="processes that serve this address; metrics of number i are i ports higher"
+    )
     gateway_max_body_bytes: int = Field(MIB, gt=0, description="largest JSON or form body")
     gateway_max_chunk_bytes: int = Field(64 * MIB, gt=0, description="largest body of a chunk request")
     gateway_max_path_bytes: int = Field(4096, gt=0, description="longest path with query")

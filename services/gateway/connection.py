@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from services.gateway import problems
+from services.gateway.drain import Drain
 from services.gateway.edge import HEADERS
 from services.gateway.problems import Problem
 
@@ -21,11 +22,11 @@ MAX_FIELD_BYTES = 16 << 10
 
 
 class Connection(web.RequestHandler):
-    """Serves one connection for ``server``; ``options`` as for aiohttp's."""
+    """Serves one connection for ``server`` and tells ``drain`` of it; ``options`` as for aiohttp's."""
 
-    __slots__ = ()
+    __slots__ = ("_answered", "_drain")
 
-    def __init__(self, server: web.Server, **options: object) -> None:
+    def __init__(self, server: web.Server, drain: Drain, **options: object) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -33,6 +34,34 @@ class Connection(web.RequestHandler):
             max_field_size=MAX_FIELD_BYTES,
             **options,  # type: ignore[arg-type]  # aiohttp's own, as the caller knows them
         )
+        self._drain = drain
+        self._answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody connected."""
+        super().connection_made(transport)
+        self._drain.opened(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is closed, by whomever."""
+        super().connection_lost(exc)
+        self._drain.closed(self)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends what is left of an answer."""
+        sent = await super().finish_response(request, resp, start_time)
+        self._answered = True
+        return sent
+
+    def close_if_idle(self, *, also_new: bool) -> None:
+        """Closes it if nothing is being answered; one without a request so far only with ``also_new``."""
+        if self._is_idle() and (self._answered or also_new):
+            self.force_close()
+
+    def _is_idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
 
     def handle_error(
         self,

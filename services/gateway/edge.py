@@ -64,7 +64,7 @@ class Edge:
         """Answers every request, whatever the handler does."""
         given = request.headers.get("X-Request-Id", "")
         request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        with self._drain.request(), context.serving(context.CallContext(None, request_id)):
+        with context.serving(context.CallContext(None, request_id)):
             try:
                 if len(request.raw_path) > self._max_path:
                     raise Problem(414, "URI_TOO_LONG", f"the path may have at most {self._max_path} bytes")
@@ -98,6 +98,7 @@ class Edge:
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         if self._drain.draining.is_set():
             response.force_close()
+            response.headers["Connection"] = "close"  # aiohttp has written its own already
         self._limit_silence(request)
 
     def _limit_silence(self, request: web.Request) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 
@@ -12,6 +11,8 @@ from services.gateway.config import GatewaySettings
 from services.gateway.connection import Connection
 from services.gateway.drain import Drain
 from services.gateway.edge import AccessLogger
+from services.gateway.listening import Listener, listen
+from services.gateway.member import Member
 
 _READ_BUFFER = 256 << 10
 
@@ -19,13 +20,17 @@ log = logging.getLogger(__name__)
 
 
 class HttpServer:
-    """Serves ``app`` at ``settings.gateway_listen``; :attr:`port` tells where once started."""
+    """Serves ``app`` at ``settings.gateway_listen``, or as ``member`` of those that do; :attr:`port` tells where
+    once started."""
 
-    def __init__(self, app: web.Application, settings: GatewaySettings, drain: Drain) -> None:
+    def __init__(
+        self, app: web.Application, settings: GatewaySettings, drain: Drain, member: Member | None = None
+    ) -> None:
         self.port = 0
         self._drain = drain
-        self._listen = settings.gateway_listen
-        self._listening: asyncio.Server | None = None
+        self._member = member
+        self._address = settings.gateway_listen
+        self._listener: Listener | None = None
         # A client that goes away cancels its handler: downloads and event streams stop at once.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
         self._options = {
@@ -39,25 +44,24 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listens. Raises OSError when the address is taken, ValueError when it is none."""
-        host, colon, port = self._listen.rpartition(":")
-        if not colon or not port.isdigit():
-            raise ValueError(f"gateway_listen {self._listen!r} is not host:port")
+        sockets = self._member.sockets if self._member else await listen(self._address)
+        self.port = sockets[0].getsockname()[1]
         await self._runner.setup()
         server = self._runner.server
         assert server is not None, "it was set up"
-        new = functools.partial(Connection, server, **self._options)
-        loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(new, host.strip("[]") or None, int(port), backlog=1024)
-        self.port = self._listening.sockets[0].getsockname()[1]
+        self._listener = Listener(sockets, functools.partial(Connection, server, self._drain, **self._options))
 
     async def set_serving(self, ok: bool) -> None:
         """Whether /api/v1/health says that requests are welcome."""
         self._drain.serving = ok
+        if ok and self._member is not None:
+            self._member.serves()
 
     async def stop(self, grace: float) -> None:
-        """Takes no new connections, lets running requests end for ``grace`` seconds, then cuts them off."""
+        """Takes no new connections but those that wait already, gives each an answer and the running requests
+        ``grace`` seconds to end, then cuts them off."""
         self._drain.begin()
-        if self._listening is not None:
-            self._listening.close()
-        await self._drain.wait_idle(grace)
+        if self._listener is not None:
+            await self._listener.leave()
+        await self._drain.wait_empty(grace)
         await self._runner.cleanup()

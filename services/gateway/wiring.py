@@ -18,6 +18,7 @@ from services.common.tls import Tls
 from services.gateway import app, contract, routes
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
+from services.gateway.member import Member
 from services.gateway.server import HttpServer
 
 
@@ -29,8 +30,10 @@ async def build(
     store: ObjectStore | None = None,
     signer: PlaybackSigner | None = None,
     clock: Clock = utc_now,
+    member: Member | None = None,
 ) -> AsyncIterator[App]:
-    """The gateway, not yet started. Raises ValueError when an annotation cannot be served."""
+    """The gateway, not yet started; ``member``: this process as one of several. Raises ValueError when an
+    annotation cannot be served."""
     bindings = routes.bindings(contract.services() if services is None else services)
     tokens = ServiceTokens.from_settings(settings, service="gateway")
     targets = {
@@ -58,4 +61,4 @@ async def build(
             drain=drain,
             clock=clock,
         )
-        yield App(server=HttpServer(application, settings, drain))
+        yield App(server=HttpServer(application, settings, drain, member))
