@@ -29,6 +29,10 @@ class GatewaySettings(CommonSettings):
     gateway_write_timeout_seconds: float = Field(
         60.0, gt=0, description="after which a client that takes nothing of its answer is cut off"
     )
+    gateway_head_seconds: float = Field(10.0, gt=0, description="longest time the head of a request may take")
+    gateway_max_connections: int = Field(
+        4096, ge=1, description="most connections at once, of one process; those over it are 503"
+    )
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
     gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")

@@ -2,15 +2,22 @@
 
 aiohttp reads the heads of requests before any of our code runs, and answers those that it cannot read with its own
 text and 400. Its log line would quote the head, which may hold a token: there is none but the access log's.
+
+It also waits for the rest of a head as long as for the next request. Here a head that has begun has a time of its
+own (408), whatever the connection did before, so that a client that drips its heads holds nothing for long. A body
+is bounded where it is read, see :mod:`services.gateway.bodies`; an answer by what its client takes of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
 from services.gateway import problems
 from services.gateway.edge import HEADERS
@@ -18,14 +25,48 @@ from services.gateway.problems import Problem
 
 MAX_LINE_BYTES = 8 << 10
 MAX_FIELD_BYTES = 16 << 10
+_RETRY_SECONDS = 2
+_REFUSED_SECONDS = 2.0
+_MOST_REFUSED = 128
+_WARN_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Limits:
+    """What one server's connections share: how many there may be, and how long a head may take."""
+
+    def __init__(self, *, connections: int, head_seconds: float) -> None:
+        self.connections = connections
+        self.head_seconds = head_seconds
+        self.refused: set[_Refused] = set()
+        self._warned = -_WARN_SECONDS
+
+    def refuse(self, transport: asyncio.Transport) -> None:
+        """Answers a connection that is one too many, without making it a :class:`Connection`."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned >= _WARN_SECONDS:
+            self._warned = now
+            log.warning("there are %d connections; more are refused", self.connections)
+        if len(self.refused) >= _MOST_REFUSED:
+            transport.abort()
+            return
+        protocol = _Refused(self.refused)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+    def close(self) -> None:
+        """Lets go of those that are being refused."""
+        for refused in list(self.refused):
+            refused.abort()
 
 
 class Connection(web.RequestHandler):
     """Serves one connection for ``server``; ``options`` as for aiohttp's."""
 
-    __slots__ = ()
+    __slots__ = ("_head_begun", "_head_timer", "_limits")
 
-    def __init__(self, server: web.Server, **options: object) -> None:
+    def __init__(self, server: web.Server, limits: Limits, **options: object) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -33,6 +74,69 @@ class Connection(web.RequestHandler):
             max_field_size=MAX_FIELD_BYTES,
             **options,  # type: ignore[arg-type]  # aiohttp's own, as the caller knows them
         )
+        self._limits = limits
+        self._head_begun = False
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Serves the connection, or refuses it when there are too many."""
+        assert isinstance(transport, asyncio.Transport)
+        assert self._manager is not None, "it is new"
+        if len(self._manager.connections) >= self._limits.connections:
+            self._limits.refuse(transport)
+            return
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Starts and stops the clock of a head."""
+        super().data_received(data)
+        if not self._is_idle():  # a whole head came, or an earlier request is still being answered
+            self._stop_timing()
+        elif data.strip(b"\r\n"):  # empty lines may stand before a request (RFC 9112 section 2.2)
+            self._head_begun = True
+            if self._head_timer is None:
+                self._time_head()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forgets the clock too."""
+        self._stop_timing()
+        super().connection_lost(exc)
+
+    def _time_head(self) -> None:
+        self._head_timer = self._loop.call_later(self._limits.head_seconds, self._head_is_late)
+
+    def _stop_timing(self) -> None:
+        self._head_begun = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _is_idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if not self._is_idle():
+            return
+        if not self._head_begun:
+            # To a client that has asked nothing an answer would be one to what it asks next: browsers open
+            # connections that they may need.
+            self.force_close()
+            return
+        late = Problem(
+            408, "HEAD_TIMEOUT", f"the head did not arrive within {self._limits.head_seconds:g} seconds"
+        )
+        self._messages.append((_ErrInfo(late.status, late, late.detail), EMPTY_PAYLOAD))
+        assert self._waiter is not None, "it is idle"
+        self._waiter.set_result(None)
+
+    def _process_keepalive(self) -> None:
+        """The end of an idle time. A head that has begun by then is timed by itself."""
+        if self._head_begun:
+            self._keepalive_handle = None
+        else:
+            super()._process_keepalive()
 
     def handle_error(
         self,
@@ -46,14 +150,75 @@ class Connection(web.RequestHandler):
             raise ConnectionError("half an answer is out already")
         if status >= 500:
             self.log_exception("unhandled error", exc_info=exc)
-        request_id = uuid.uuid4().hex
-        response = _problem(status, exc).response(instance=request.path, request_id=request_id)
-        response.headers.update(HEADERS | {"X-Request-Id": request_id})
+        response = _response(_problem(status, exc), request.path)
         response.force_close()
         return response
 
 
+class _Refused(asyncio.Protocol):
+    """A connection too many: 503 to whatever it asks, and the end.
+
+    The answer waits for the first bytes, since clients take one that comes before they asked for a fault; and the
+    end for the client's, else the kernel would reset the connection over what is unread and lose the answer.
+    """
+
+    def __init__(self, others: set[_Refused]) -> None:
+        self._others = others
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._others.add(self)
+        self._timer = asyncio.get_running_loop().call_later(_REFUSED_SECONDS, self.abort)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered or self._transport is None:
+            return
+        self._answered = True
+        self._transport.write(_too_many())
+        self._transport.write_eof()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._others.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def abort(self) -> None:
+        """Ends it now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _too_many() -> bytes:
+    problem = Problem(
+        503,
+        "TOO_MANY_CONNECTIONS",
+        "there are too many connections; try again",
+        headers={"Retry-After": str(_RETRY_SECONDS)},
+    )
+    response = _response(problem, "/")
+    body = response.body
+    assert isinstance(body, bytes)
+    fields = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
+    head = f"HTTP/1.1 {response.status} {response.reason}\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _response(problem: Problem, path: str) -> web.Response:
+    """An answer behind which the connection ends."""
+    request_id = uuid.uuid4().hex
+    response = problem.response(instance=path, request_id=request_id)
+    ends = {"Connection": "close", "Cache-Control": "no-store", "X-Request-Id": request_id}
+    response.headers.update(HEADERS | ends)
+    return response
+
+
 def _problem(status: int, error: BaseException | None) -> Problem:
+    if isinstance(error, Problem):
+        return error
     if status >= 500:
         return problems.internal()
     if isinstance(error, LineTooLong):

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import resource
 
 from aiohttp import web
 
 from services.gateway.config import GatewaySettings
-from services.gateway.connection import Connection
+from services.gateway.connection import Connection, Limits
 from services.gateway.drain import Drain
 from services.gateway.edge import AccessLogger
 
 _READ_BUFFER = 256 << 10
+_FILES_PER_CONNECTION = 2
+"""A download holds its socket and its file."""
+_OTHER_FILES = 256
+"""Listening, calls to services, connections to the store, files that stay open between requests."""
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +30,9 @@ class HttpServer:
         self.port = 0
         self._drain = drain
         self._listen = settings.gateway_listen
+        self._most = settings.gateway_max_connections
+        self._head_seconds = settings.gateway_head_seconds
+        self._limits: Limits | None = None
         self._listening: asyncio.Server | None = None
         # A client that goes away cancels its handler: downloads and event streams stop at once.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
@@ -45,7 +53,8 @@ class HttpServer:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None, "it was set up"
-        new = functools.partial(Connection, server, **self._options)
+        self._limits = Limits(connections=connections_allowed(self._most), head_seconds=self._head_seconds)
+        new = functools.partial(Connection, server, self._limits, **self._options)
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(new, host.strip("[]") or None, int(port), backlog=1024)
         self.port = self._listening.sockets[0].getsockname()[1]
@@ -59,5 +68,25 @@ class HttpServer:
         self._drain.draining.set()
         if self._listening is not None:
             self._listening.close()
+        if self._limits is not None:
+            self._limits.close()
         await self._drain.wait_idle(grace)
         await self._runner.cleanup()
+
+
+def connections_allowed(wanted: int) -> int:
+    """How many connections there may be, at most ``wanted``: as many as this process may have files open for, see
+    getrlimit(2). Without this the next socket or file would fail somewhere else, in the midst of an answer."""
+    need = wanted * _FILES_PER_CONNECTION + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return wanted
+    may = need if hard == resource.RLIM_INFINITY or hard >= need else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+    if may >= need:
+        return wanted
+    most = max(1, (may - _OTHER_FILES) // _FILES_PER_CONNECTION)
+    log.warning(
+        "only %d connections instead of %d: no more than %d files may be open (ulimit -n)", most, wanted, may
+    )
+    return most
