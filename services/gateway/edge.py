@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler
 
 from services.common import context
 from services.common.errors import ServiceError
-from services.gateway import problems
+from services.gateway import interim, problems
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
@@ -68,6 +68,7 @@ class Edge:
             try:
                 if len(request.raw_path) > self._max_path:
                     raise Problem(414, "URI_TOO_LONG", f"the path may have at most {self._max_path} bytes")
+                interim.check_expect(request)
                 return self._cors.preflight(request) or await handler(request)
             except asyncio.CancelledError:
                 raise
@@ -96,8 +97,9 @@ class Edge:
         response.headers.setdefault("Cache-Control", "no-store")
         self._cors.add_to(response, request)
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
-        if self._drain.draining.is_set():
+        if self._drain.draining.is_set() or interim.waits_for_100(request):
             response.force_close()
+            response.headers["Connection"] = "close"  # aiohttp has written its own already
         self._limit_silence(request)
 
     def _limit_silence(self, request: web.Request) -> None:

@@ -84,7 +84,7 @@ async def test_who_asks_nothing_is_told_nothing(keys: KeyRing, tmp_path: Path) -
 
 
 async def test_an_idle_connection_ends_but_not_within_a_head(keys: KeyRing, tmp_path: Path) -> None:
-    limits = {"gateway_keepalive_seconds": 0.2, "gateway_head_seconds": LONG}
+    limits: dict[str, Any] = {"gateway_keepalive_seconds": 0.2, "gateway_head_seconds": LONG}
     async with (
         open_world(keys, tmp_path, **limits) as world,
         connection(world.port) as (reader, writer),
