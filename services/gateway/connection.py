@@ -15,16 +15,17 @@ import logging
 import uuid
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from services.gateway import problems
+from services.gateway import heads, problems
 from services.gateway.edge import HEADERS
 from services.gateway.problems import Problem
 
 MAX_LINE_BYTES = 8 << 10
 MAX_FIELD_BYTES = 16 << 10
+MAX_FIELDS = 128
 _RETRY_SECONDS = 2
 _REFUSED_SECONDS = 2.0
 _MOST_REFUSED = 128
@@ -64,7 +65,7 @@ class Limits:
 class Connection(web.RequestHandler):
     """Serves one connection for ``server``; ``options`` as for aiohttp's."""
 
-    __slots__ = ("_head_begun", "_head_timer", "_limits")
+    __slots__ = ("_head_begun", "_head_bytes", "_head_timer", "_limits")
 
     def __init__(self, server: web.Server, limits: Limits, **options: object) -> None:
         super().__init__(
@@ -72,10 +73,12 @@ class Connection(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_FIELDS,
             **options,  # type: ignore[arg-type]  # aiohttp's own, as the caller knows them
         )
         self._limits = limits
         self._head_begun = False
+        self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -95,7 +98,10 @@ class Connection(web.RequestHandler):
             self._stop_timing()
         elif data.strip(b"\r\n"):  # empty lines may stand before a request (RFC 9112 section 2.2)
             self._head_begun = True
-            if self._head_timer is None:
+            self._head_bytes += len(data)
+            if self._head_bytes > heads.MAX_HEAD_BYTES:
+                self._refuse(heads.too_large())
+            elif self._head_timer is None:
                 self._time_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -107,7 +113,7 @@ class Connection(web.RequestHandler):
         self._head_timer = self._loop.call_later(self._limits.head_seconds, self._head_is_late)
 
     def _stop_timing(self) -> None:
-        self._head_begun = False
+        self._head_begun, self._head_bytes = False, 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -124,10 +130,13 @@ class Connection(web.RequestHandler):
             # connections that they may need.
             self.force_close()
             return
-        late = Problem(
-            408, "HEAD_TIMEOUT", f"the head did not arrive within {self._limits.head_seconds:g} seconds"
-        )
-        self._messages.append((_ErrInfo(late.status, late, late.detail), EMPTY_PAYLOAD))
+        seconds = self._limits.head_seconds
+        self._refuse(Problem(408, "HEAD_TIMEOUT", f"the head did not arrive within {seconds:g} seconds"))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answers what has come of a head, like what cannot be read."""
+        self._stop_timing()
+        self._messages.append((_ErrInfo(problem.status, problem, problem.detail), EMPTY_PAYLOAD))
         assert self._waiter is not None, "it is idle"
         self._waiter.set_result(None)
 
@@ -221,6 +230,8 @@ def _problem(status: int, error: BaseException | None) -> Problem:
         return error
     if status >= 500:
         return problems.internal()
+    if isinstance(error, BadHttpMessage) and error.args == ("Too many headers received",):
+        return Problem(431, "HEADERS_TOO_LARGE", f"a request may have at most {MAX_FIELDS} headers")
     if isinstance(error, LineTooLong):
         limit = error.args[1]
         if limit == MAX_LINE_BYTES:

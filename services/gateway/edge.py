@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler
 
 from services.common import context
 from services.common.errors import ServiceError
-from services.gateway import interim, problems
+from services.gateway import heads, interim, problems
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
@@ -66,6 +66,7 @@ class Edge:
         request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         with self._drain.request(), context.serving(context.CallContext(None, request_id)):
             try:
+                heads.check(request)
                 if len(request.raw_path) > self._max_path:
                     raise Problem(414, "URI_TOO_LONG", f"the path may have at most {self._max_path} bytes")
                 interim.check_expect(request)
@@ -80,6 +81,10 @@ class Edge:
         if request.method == "OPTIONS" and isinstance(error, web.HTTPMethodNotAllowed):
             allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
             return web.Response(status=204, headers={"Allow": allowed})
+        if (
+            request.method == "OPTIONS" and request.raw_path == "*"
+        ):  # of the server as a whole there is nothing to say
+            return web.Response(status=204)
         if started is None:
             problem = _problem(request, error)
             return problem.response(instance=request.path, request_id=request[REQUEST_ID])
@@ -97,7 +102,7 @@ class Edge:
         response.headers.setdefault("Cache-Control", "no-store")
         self._cors.add_to(response, request)
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
-        if self._drain.draining.is_set() or interim.waits_for_100(request):
+        if self._drain.draining.is_set() or interim.waits_for_100(request) or heads.is_faulty(request):
             response.force_close()
             response.headers["Connection"] = "close"  # aiohttp has written its own already
         self._limit_silence(request)

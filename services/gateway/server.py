@@ -13,6 +13,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.connection import Connection, Limits
 from services.gateway.drain import Drain
 from services.gateway.edge import AccessLogger
+from services.gateway.heads import judging
 from services.gateway.interim import keeping_expect
 
 _READ_BUFFER = 256 << 10
@@ -54,7 +55,7 @@ class HttpServer:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None, "it was set up"
-        server.request_factory = keeping_expect(server.request_factory)
+        server.request_factory = judging(keeping_expect(server.request_factory))
         self._limits = Limits(connections=connections_allowed(self._most), head_seconds=self._head_seconds)
         new = functools.partial(Connection, server, self._limits, **self._options)
         loop = asyncio.get_running_loop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 from asyncio import StreamReader
 from contextlib import AsyncExitStack, suppress
@@ -15,36 +14,19 @@ import pytest
 from services.common.keys import KeyRing
 from services.gateway.server import connections_allowed
 from tests.rpc.gateway_world import World, connection, open_world
+from tests.rpc.raw_http import HEALTH, answer, ended
 
-HEALTH = b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n"
 PART = b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\nX-Sl"
 LONG = 60.0
 
 
-async def answer(reader: StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """The next answer: status, header fields, body."""
-    async with asyncio.timeout(10):
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        line, *fields = head.strip().split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return int(line.split()[1]), headers, body
-
-
-async def ended(reader: StreamReader) -> bytes:
-    """What comes before the connection ends."""
-    return await asyncio.wait_for(reader.read(), 10)
-
-
 async def refused(reader: StreamReader, status: int, reason: str) -> dict[str, str]:
     """Reads a problem behind which the connection ends."""
-    got, headers, body = await answer(reader)
-    assert (got, headers["content-type"]) == (status, "application/problem+json")
-    assert (json.loads(body)["status"], json.loads(body)["reason"]) == (status, reason)
-    assert headers["connection"] == "close"
-    assert headers["x-request-id"] == json.loads(body)["request_id"]
+    got = await answer(reader)
+    assert (got.status, got.problem["reason"]) == (status, reason)
+    assert got.headers["connection"] == "close"
     assert await ended(reader) == b""
-    return headers
+    return got.headers
 
 
 async def late_head(world: World) -> None:
@@ -69,7 +51,7 @@ async def test_a_head_that_drips_is_408(keys: KeyRing, tmp_path: Path) -> None:
             dripping.cancel()
         async with connection(world.port) as (reader, writer):
             writer.write(HEALTH)
-            assert (await answer(reader))[0] == 200
+            assert (await answer(reader)).status == 200
             writer.write(PART)  # the next one on a connection has no more time than the first
             await refused(reader, 408, "HEAD_TIMEOUT")
 
@@ -91,13 +73,13 @@ async def test_an_idle_connection_ends_but_not_within_a_head(keys: KeyRing, tmp_
         connection(world.port) as (idle, other),
     ):
         writer.write(HEALTH)
-        assert (await answer(reader))[0] == 200
+        assert (await answer(reader)).status == 200
         writer.write(PART)
         other.write(HEALTH)
-        assert (await answer(idle))[0] == 200
+        assert (await answer(idle)).status == 200
         assert await ended(idle) == b""
         writer.write(b"ow: 1\r\n\r\n")
-        assert (await answer(reader))[0] == 200
+        assert (await answer(reader)).status == 200
 
 
 async def test_streams_and_bodies_outlast_the_time_of_a_head(keys: KeyRing, tmp_path: Path) -> None:
@@ -113,7 +95,7 @@ async def test_streams_and_bodies_outlast_the_time_of_a_head(keys: KeyRing, tmp_
             await asyncio.wait_for(world.uploads.call_begun.wait(), 10)
             await late_head(world)
             writer.write(b"cd")
-            assert (await answer(reader))[0] == 200
+            assert (await answer(reader)).status == 200
             await asyncio.wait_for(events.readuntil(b'"status":"in_progress"'), 10)
 
 
@@ -123,7 +105,7 @@ async def test_one_connection_too_many_is_503_until_another_ends(keys: KeyRing, 
         for _ in range(2):
             reader, writer = await stack.enter_async_context(connection(world.port))
             writer.write(HEALTH)
-            assert (await answer(reader))[0] == 200
+            assert (await answer(reader)).status == 200
             writers.append(writer)
         for _ in range(200):  # more than are refused at once: each is let go
             async with connection(world.port) as (reader, writer):
@@ -138,7 +120,7 @@ async def test_one_connection_too_many_is_503_until_another_ends(keys: KeyRing, 
             while status == 503:
                 async with connection(world.port) as (reader, writer):
                     writer.write(HEALTH)
-                    status = (await answer(reader))[0]
+                    status = (await answer(reader)).status
         assert status == 200
 
 
@@ -146,14 +128,14 @@ async def test_a_flood_does_not_hang(keys: KeyRing, tmp_path: Path) -> None:
     async with open_world(keys, tmp_path, gateway_max_connections=1) as world, AsyncExitStack() as stack:
         first, asking = await stack.enter_async_context(connection(world.port))
         asking.write(HEALTH)
-        assert (await answer(first))[0] == 200
+        assert (await answer(first)).status == 200
         silent = [await stack.enter_async_context(connection(world.port)) for _ in range(200)]
         for reader, _ in silent:  # they are ended by time or number, answered or not
             async with asyncio.timeout(10):
                 with suppress(ConnectionError):
                     assert await reader.read() == b""
         asking.write(HEALTH)
-        assert (await answer(first))[0] == 200
+        assert (await answer(first)).status == 200
 
 
 @pytest.mark.parametrize(
