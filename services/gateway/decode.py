@@ -39,11 +39,21 @@ def parse_json(data: bytes) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
+    for name in result:
+        if not name.isascii():
+            _check_text(name)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} comes twice")
     return result
+
+
+def _check_text(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a key holds half a surrogate pair, which is no character") from None
 
 
 def _int(text: str) -> int:

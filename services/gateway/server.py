@@ -9,8 +9,9 @@ import resource
 
 from aiohttp import web
 
+from services.gateway.admission import Limits
 from services.gateway.config import GatewaySettings
-from services.gateway.connection import Connection, Limits
+from services.gateway.connection import Connection
 from services.gateway.drain import Drain
 from services.gateway.edge import AccessLogger
 from services.gateway.heads import judging

@@ -27,6 +27,7 @@ class Transcoder:
         self._settings = settings
         self._drain = drain
         self._bound = frozenset(binding.template.fields)
+        self._not_in_query = self._bound | ({self._body_field} if self._body_field else set())
         make = channel.unary_stream if binding.method.server_streaming else channel.unary_unary
         self._rpc: Any = make(
             binding.rpc,
@@ -70,7 +71,7 @@ class Transcoder:
         if binding.body == "*":  # then no field is left for the query
             decoder.refuse(name for name, _ in pairs)
         else:
-            decoder.pairs(message, pairs, form=False, skip=self._bound | {self._body_field})
+            decoder.pairs(message, pairs, form=False, skip=self._not_in_query)
         if binding.body:
             inner = message if binding.body == "*" else getattr(message, binding.body)
             skip = self._bound if binding.body == "*" else frozenset[str]()

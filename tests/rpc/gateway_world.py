@@ -303,6 +303,9 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
 
     async def InitiateMerge(self, request: Any, _: Any) -> Any:
         self.initiated.append(request)
+        for name in ("video_filenames", "video_file_sizes"):
+            if len(getattr(request, name)) != request.video_count:
+                raise InvalidArgument.field(name, "must have as many elements as video_count says")
         id_ = str(uuid.uuid4())
         answer = merge_service_pb2.InitiateMergeResponse(
             merge_session_id=id_,
