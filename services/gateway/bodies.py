@@ -11,8 +11,9 @@ import aiohttp
 from aiohttp import web
 from google.protobuf.message import Message
 
-from services.gateway.decode import Decoder, parse_json
+from services.gateway.decode import Decoder
 from services.gateway.interim import send_100
+from services.gateway.jsontext import parse_json
 from services.gateway.multipart import MultipartError, MultipartReader, boundary_of
 from services.gateway.problems import Problem
 

@@ -15,6 +15,7 @@ from services.gateway.routes import Binding
 from services.gateway.schemas import Schemas
 
 _SIGNED = "The signature of a streaming_url, which comes with expires and key_id; no token is needed then."
+_VERBS = frozenset({"GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"})
 _KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -34,6 +35,8 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[s
     schemas = Schemas(comments)
     paths: dict[str, dict[str, Any]] = {}
     for binding in bindings:
+        if binding.verb not in _VERBS:
+            continue  # OpenAPI has no place for others
         operations = paths.setdefault(binding.template.display, {})
         operation = operations[binding.verb.lower()] = _operation(binding, schemas, comments)
         if binding.verb == "GET" and not binding.method.server_streaming:

@@ -27,7 +27,6 @@ class Transcoder:
         self._settings = settings
         self._drain = drain
         self._bound = frozenset(binding.template.fields)
-        self._not_in_query = self._bound | ({self._body_field} if self._body_field else set())
         make = channel.unary_stream if binding.method.server_streaming else channel.unary_unary
         self._rpc: Any = make(
             binding.rpc,
@@ -60,6 +59,9 @@ class Transcoder:
     def _body_field(self) -> str:
         return self._binding.body.removeprefix("*")
 
+    def _is_body(self, name: str) -> bool:
+        return bool(self._body_field) and name.partition(".")[0] == self._body_field
+
     def _render(self, response: Message) -> Any:
         return encode.to_json(response, self._binding.response_body)
 
@@ -71,7 +73,10 @@ class Transcoder:
         if binding.body == "*":  # then no field is left for the query
             decoder.refuse(name for name, _ in pairs)
         else:
-            decoder.pairs(message, pairs, form=False, skip=self._not_in_query)
+            # Nor for a field within the one that is the body.
+            decoder.refuse(name for name, _ in pairs if self._is_body(name))
+            left = [(name, text) for name, text in pairs if not self._is_body(name)]
+            decoder.pairs(message, left, form=False, skip=self._bound)
         if binding.body:
             inner = message if binding.body == "*" else getattr(message, binding.body)
             skip = self._bound if binding.body == "*" else frozenset[str]()

@@ -38,7 +38,13 @@ async def answer(reader: StreamReader) -> Answer:
         line, *fields = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
         pairs = (field.partition(":") for field in fields)
         headers = {name.lower(): value.strip() for name, _, value in pairs}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        body = b""
+        if "chunked" in headers.get("transfer-encoding", ""):
+            while size := int(await reader.readuntil(b"\r\n"), 16):
+                body += (await reader.readexactly(size + 2))[:-2]
+            await reader.readexactly(2)
+        else:
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
     assert line.startswith(("HTTP/1.1 ", "HTTP/1.0 ")), line
     return Answer(int(line.split()[1]), headers, body)
 
