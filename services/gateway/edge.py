@@ -36,6 +36,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
 
@@ -43,9 +45,10 @@ HEADERS = {
 class Edge:
     """The outermost middleware."""
 
-    def __init__(self, drain: Drain, *, cors: Cors, max_path: int, write_timeout: float) -> None:
+    def __init__(self, drain: Drain, *, cors: Cors, max_path: int, write_timeout: float, hsts: str = "") -> None:
         self._drain = drain
         self._cors = cors
+        self._headers = HEADERS | ({"Strict-Transport-Security": hsts} if hsts else {})
         self._max_path = max_path
         self._write_timeout = write_timeout
         self._limited: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
@@ -97,7 +100,7 @@ class Edge:
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         request[_RESPONSE] = response
-        for name, value in HEADERS.items():
+        for name, value in self._headers.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
         self._cors.add_to(response, request)

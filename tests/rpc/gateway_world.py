@@ -354,7 +354,10 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
         yield merge_service_pb2.WatchMergeResponse(merge_session=session)
 
     async def TriggerMerge(self, request: Any, _: Any) -> Any:
-        raise Unimplemented("TriggerMerge is not served yet")
+        session = self._session(request.merge_session_id)
+        if not session.ready_for_merge:
+            raise FailedPrecondition("not completely uploaded", reason="CLIPS_MISSING")
+        return merge_service_pb2.TriggerMergeResponse(merge_session=session)
 
     async def RetryMerge(self, request: Any, _: Any) -> Any:
         find(self.merges, request.merge_session_id)
