@@ -37,7 +37,7 @@ async def late_head(world: World) -> None:
 
 
 async def test_a_head_that_drips_is_408(keys: KeyRing, tmp_path: Path) -> None:
-    async with open_world(keys, tmp_path, gateway_head_seconds=0.3) as world:
+    async with open_world(keys, tmp_path, gateway_head_seconds=0.5) as world:
         async with connection(world.port) as (reader, writer):
             writer.write(PART)
 
@@ -83,7 +83,7 @@ async def test_an_idle_connection_ends_but_not_within_a_head(keys: KeyRing, tmp_
 
 
 async def test_streams_and_bodies_outlast_the_time_of_a_head(keys: KeyRing, tmp_path: Path) -> None:
-    async with open_world(keys, tmp_path, gateway_head_seconds=0.2) as world:
+    async with open_world(keys, tmp_path, gateway_head_seconds=0.5) as world:
         upload = world.uploads.add("alice", "a.mp4", 4, 4)
         url = f"/api/v1/upload/{upload.session_id}"
         token = f"Host: x\r\nAuthorization: {world.auth()['Authorization']}\r\n"

@@ -20,7 +20,7 @@ BODY = b'{"filename":"a.mp4","file_size":4,"mime_type":"video/mp4"}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
 WHOLE = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
-LIMITS: dict[str, Any] = {"gateway_head_seconds": 0.5, "gateway_max_body_bytes": 4096}
+LIMITS: dict[str, Any] = {"gateway_head_seconds": 1.0, "gateway_max_body_bytes": 4096}
 # A request line and its fields may be answered 400 by a parser that knows no more than that it cannot go on.
 MALFORMED = "MALFORMED_REQUEST"
 Case = tuple[bytes, int, str]
