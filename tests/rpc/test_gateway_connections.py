@@ -113,6 +113,10 @@ async def test_one_connection_too_many_is_503_until_another_ends(keys: KeyRing, 
                 headers = await refused(reader, 503, "TOO_MANY_CONNECTIONS")
                 assert headers["retry-after"].isdigit()
                 assert headers["cache-control"] == "no-store"
+        for _ in range(20):  # who is still sending hears it too: nothing resets the connection under the answer
+            async with connection(world.port) as (reader, writer):
+                writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4194304\r\n\r\n" + bytes(4 << 20))
+                await refused(reader, 503, "TOO_MANY_CONNECTIONS")
         writers[0].write(HEALTH)
         writers[1].close()
         async with asyncio.timeout(10):
