@@ -52,6 +52,7 @@ def create(
         cors=Cors(settings.gateway_cors_origins),
         max_path=settings.gateway_max_path_bytes,
         write_timeout=settings.gateway_write_timeout_seconds,
+        hsts=settings.hsts,
     ).install(app)
     router = app.router
     health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings)

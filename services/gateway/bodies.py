@@ -11,7 +11,9 @@ import aiohttp
 from aiohttp import web
 from google.protobuf.message import Message
 
-from services.gateway.decode import Decoder, parse_json
+from services.gateway.decode import Decoder
+from services.gateway.interim import send_100
+from services.gateway.jsontext import parse_json
 from services.gateway.multipart import MultipartError, MultipartReader, boundary_of
 from services.gateway.problems import Problem
 
@@ -35,6 +37,7 @@ async def pieces(
     too_large = Problem(413, "BODY_TOO_LARGE", f"the body may have at most {limit} bytes")
     if (request.content_length or 0) > limit:
         raise too_large
+    await send_100(request)
     total, now = 0, asyncio.get_running_loop().time
     deadline, heard = now() + within, now()
     try:

@@ -32,6 +32,10 @@ class GatewaySettings(CommonSettings):
     gateway_write_timeout_seconds: float = Field(
         60.0, gt=0, description="after which a client that takes nothing of its answer is cut off"
     )
+    gateway_head_seconds: float = Field(10.0, gt=0, description="longest time the head of a request may take")
+    gateway_max_connections: int = Field(
+        4096, ge=1, description="most connections at once, of one process; those over it are 503"
+    )
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
     gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")
@@ -46,9 +50,21 @@ class GatewaySettings(CommonSettings):
         description="whether a signed URL of a video answers 302 to whom media_delivery names, "
         "instead of passing the bytes on",
     )
+    gateway_public_url: str = Field(
+        "", description="where clients find the gateway, as they know it (`https://api.example`)"
+    )
+    gateway_hsts_seconds: int = Field(
+        31_536_000, ge=0, description="how long browsers shall ask by https alone, if gateway_public_url is https"
+    )
     gateway_cors_origins: str = Field(
         "", description="sites whose pages may read answers (`https://a.example,http://localhost:5173`, or `*`)"
     )
+
+    @property
+    def hsts(self) -> str:
+        """The value of Strict-Transport-Security (RFC 6797), or ""."""
+        secure = self.gateway_public_url.lower().startswith("https://") and self.gateway_hsts_seconds
+        return f"max-age={self.gateway_hsts_seconds}" if secure else ""
 
     @property
     def store_readers(self) -> int:

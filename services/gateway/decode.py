@@ -5,7 +5,6 @@ Every wrong field is collected with a JSON pointer in the caller's names, so tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,47 +12,13 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from services.gateway.jsontext import parse_json
 from services.gateway.problems import FieldError, Problem, escape, invalid
-from services.gateway.scalars import Wrong, scalar
+from services.gateway.scalars import ONE_TEXT, WRAPPERS, Wrong, scalar
 
 _MAX_ERRORS = 32
 _MAX_DEPTH = 32
-_MAX_DIGITS = 4000  # Python reads 4300
 _WELL_KNOWN = "google.protobuf."
-
-
-def parse_json(data: bytes) -> Any:
-    """A JSON body as Python values. Raises Problem 400 (MALFORMED_JSON), also for keys that come twice."""
-    try:
-        return json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_constant, parse_int=_int)
-    except UnicodeDecodeError:
-        raise Problem(400, "MALFORMED_JSON", "the body is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise Problem(400, "MALFORMED_JSON", f"the body is not JSON: {error.msg} at {where}") from None
-    except RecursionError:
-        raise Problem(400, "MALFORMED_JSON", "the body is nested too deeply") from None
-    except ValueError as error:  # from the hooks below
-        raise Problem(400, "MALFORMED_JSON", f"the body is not JSON: {str(error)[:200]}") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} comes twice")
-    return result
-
-
-def _int(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number has more than {_MAX_DIGITS} digits")
-    return int(text)
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON value")
 
 
 class Decoder:
@@ -86,7 +51,7 @@ class Decoder:
             field: Any = message.DESCRIPTOR.fields_by_name.get(name)
             if field is None:
                 self._unknown(where)
-            elif item is not None and name not in skip:
+            elif item is not None and name not in skip and self._is_free(message, field, where):
                 self._json_field(message, field, item, where, depth)
 
     def _json_field(self, message: Message, field: FieldDescriptor, item: object, at: str, depth: int) -> None:
@@ -108,6 +73,15 @@ class Decoder:
         else:
             self._set(message, field, item, at)
 
+    def _is_free(self, message: Message, field: FieldDescriptor, at: str) -> bool:
+        """False, and that is wrong, when another field of the same oneof is set."""
+        oneof = field.containing_oneof
+        taken = None if oneof is None else message.WhichOneof(oneof.name)
+        if taken in {None, field.name}:
+            return True
+        self._wrong(at, f"cannot be given beside {taken}")
+        return False
+
     def _json_map(self, entries: Any, field: FieldDescriptor, item: object, at: str, depth: int) -> None:
         if not isinstance(item, dict):
             self._wrong(at, "must be an object")
@@ -125,8 +99,12 @@ class Decoder:
             except Wrong as wrong:
                 self._wrong(where, str(wrong))
 
-    def _well_known(self, message: Message, value: Any, at: str) -> None:
-        """Timestamps, durations and their like have their own form in proto3 JSON."""
+    def _well_known(self, message: Message, value: Any, at: str, *, text: bool = False) -> None:
+        """Timestamps, durations and their like have their own form in proto3 JSON; a wrapper that of its value."""
+        if message.DESCRIPTOR.full_name in WRAPPERS:
+            field: Any = message.DESCRIPTOR.fields_by_name["value"]
+            self._set(message, field, value, at, text=text)
+            return
         try:
             json_format.ParseDict(value, message)
         except (json_format.ParseError, ValueError, TypeError, OverflowError, AttributeError, RecursionError):
@@ -150,19 +128,19 @@ class Decoder:
     def refuse(self, names: Iterable[str]) -> None:
         """Parameters that no field is left for."""
         for name in names:
-            self._unknown(f"/{escape(name)}")
+            self._unknown(_pointer(name))
 
     def path(self, message: Message, values: Iterable[tuple[str, str]]) -> None:
         """The fields that the path gives: they replace what body and query said."""
         for name, text in values:
-            self._pair(message, name, [text], form=False)
+            self._pair(message, name, [text], form=False, replace=True)
 
-    def _pair(self, message: Message, name: str, texts: list[str], *, form: bool) -> None:
-        at = "".join(f"/{escape(part)}" for part in name.split("."))
+    def _pair(self, message: Message, name: str, texts: list[str], *, form: bool, replace: bool = False) -> None:
+        at = _pointer(name)
         descriptor: Any = message.DESCRIPTOR  # the stubs know two kinds of descriptor
         target = _descend(descriptor, name)
         if target is None:
-            self._unknown(f"/{escape(name)}" if "." not in name else at)
+            self._unknown(at)
             return
         parents, field = target
         structured = field.message_type is not None or field.is_repeated
@@ -170,17 +148,24 @@ class Decoder:
         for parent in parents:
             message = getattr(message, parent.name)
             message.SetInParent()
+        if not (replace or self._is_free(message, field, at)):
+            return
         if tree is not None:
             self._json_field(message, field, tree, at, 0)
-        elif field.message_type is not None and not _is_time(field):
+        elif field.message_type is not None and not _is_one_text(field):
             self._wrong(at, "must be JSON" if form else "cannot be given as one parameter")
         elif field.is_repeated:
             for i, text in enumerate(texts):
-                self._add(message, field, text, f"{at}/{i}", text=True)
+                if field.message_type is not None:
+                    self._well_known(getattr(message, field.name).add(), text, f"{at}/{i}", text=True)
+                else:
+                    self._add(message, field, text, f"{at}/{i}", text=True)
         elif len(texts) > 1:
             self._wrong(at, "is given more than once")
         elif field.message_type is not None:
-            self._well_known(getattr(message, field.name), texts[0], at)
+            child = getattr(message, field.name)
+            child.SetInParent()
+            self._well_known(child, texts[0], at, text=True)
         else:
             self._set(message, field, texts[0], at, text=True)
 
@@ -218,13 +203,18 @@ class Decoder:
             self._errors.append(FieldError(at, detail))
 
 
+def _pointer(name: str) -> str:
+    """A dotted name as a JSON pointer."""
+    return "".join(f"/{escape(part)}" for part in name.split("."))
+
+
 def _descend(descriptor: Descriptor, name: str) -> tuple[list[FieldDescriptor], FieldDescriptor] | None:
     """The messages on the way to the field of this dotted name, and the field; None if there is none."""
     *parents, leaf = name.split(".")
     way: list[FieldDescriptor] = []
     for parent in parents[:_MAX_DEPTH]:
         field = descriptor.fields_by_name.get(parent)
-        if field is None or field.message_type is None or field.is_repeated or _is_time(field):
+        if field is None or field.message_type is None or field.is_repeated or _is_one_text(field):
             return None
         way.append(field)
         descriptor = field.message_type
@@ -236,8 +226,5 @@ def _is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
-def _is_time(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and field.message_type.full_name in {
-        "google.protobuf.Timestamp",
-        "google.protobuf.Duration",
-    }
+def _is_one_text(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and field.message_type.full_name in ONE_TEXT

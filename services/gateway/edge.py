@@ -17,7 +17,7 @@ from aiohttp.typedefs import Handler
 
 from services.common import context
 from services.common.errors import ServiceError
-from services.gateway import problems
+from services.gateway import heads, interim, problems
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
@@ -36,6 +36,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
 }
 
@@ -43,9 +45,10 @@ HEADERS = {
 class Edge:
     """The outermost middleware."""
 
-    def __init__(self, drain: Drain, *, cors: Cors, max_path: int, write_timeout: float) -> None:
+    def __init__(self, drain: Drain, *, cors: Cors, max_path: int, write_timeout: float, hsts: str = "") -> None:
         self._drain = drain
         self._cors = cors
+        self._headers = HEADERS | ({"Strict-Transport-Security": hsts} if hsts else {})
         self._max_path = max_path
         self._write_timeout = write_timeout
         self._limited: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
@@ -66,8 +69,10 @@ class Edge:
         request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         with context.serving(context.CallContext(None, request_id)):
             try:
+                heads.check(request)
                 if len(request.raw_path) > self._max_path:
                     raise Problem(414, "URI_TOO_LONG", f"the path may have at most {self._max_path} bytes")
+                interim.check_expect(request)
                 return self._cors.preflight(request) or await handler(request)
             except asyncio.CancelledError:
                 raise
@@ -79,6 +84,10 @@ class Edge:
         if request.method == "OPTIONS" and isinstance(error, web.HTTPMethodNotAllowed):
             allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
             return web.Response(status=204, headers={"Allow": allowed})
+        if (
+            request.method == "OPTIONS" and request.raw_path == "*"
+        ):  # of the server as a whole there is nothing to say
+            return web.Response(status=204)
         if started is None:
             problem = _problem(request, error)
             return problem.response(instance=request.path, request_id=request[REQUEST_ID])
@@ -91,12 +100,12 @@ class Edge:
 
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         request[_RESPONSE] = response
-        for name, value in HEADERS.items():
+        for name, value in self._headers.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
         self._cors.add_to(response, request)
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
-        if self._drain.draining.is_set():
+        if self._drain.draining.is_set() or interim.waits_for_100(request) or heads.is_faulty(request):
             response.force_close()
             response.headers["Connection"] = "close"  # aiohttp has written its own already
         self._limit_silence(request)

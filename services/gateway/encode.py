@@ -18,6 +18,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from services.gateway import enums
+from services.gateway.scalars import WRAPPERS
 
 _WELL_KNOWN = "google.protobuf."
 Convert = Callable[[Any], Any]
@@ -33,6 +34,8 @@ def to_json(message: Message, field: str = "") -> Any:
     """The message as JSON values, or only its ``field`` (response_body)."""
     if field:
         return dict(_plan(message.DESCRIPTOR))[field](message)
+    if message.DESCRIPTOR.full_name in WRAPPERS:
+        return dict(_plan(message.DESCRIPTOR))["value"](message)
     if message.DESCRIPTOR.full_name.startswith(_WELL_KNOWN):
         return json_format.MessageToDict(message, preserving_proto_field_name=True)
     return {name: read(message) for name, read in _plan(message.DESCRIPTOR)}

@@ -157,6 +157,8 @@ def _headers(readable: Readable, *, download: bool) -> Mapping[str, str]:
         # What is under an id never changes; who may see it does.
         "Cache-Control": "private, max-age=60",
         "Vary": "Authorization",
+        # Whoever has the permission may show it on a page of another site.
+        "Cross-Origin-Resource-Policy": "cross-origin",
         # A browser that opens the URL itself puts the media into a document of its own, which may load it.
         **({"Content-Security-Policy": _OPENED} if shown else {}),
     }

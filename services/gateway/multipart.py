@@ -145,6 +145,9 @@ def _parse_value(text: str) -> tuple[str, dict[str, str]]:
                 raise MultipartError("a header has a malformed parameter")
             break
         quoted = match.group(2)
-        parameters[match.group(1).lower()] = match.group(3) if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        name = match.group(1).lower()
+        if name in parameters:  # which of the two counts is read differently by others on the way
+            raise MultipartError(f"the parameter {name} is given twice")
+        parameters[name] = match.group(3) if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
         at = match.end()
     return value.strip().lower(), parameters

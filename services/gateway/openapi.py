@@ -15,6 +15,8 @@ from services.gateway.routes import Binding
 from services.gateway.schemas import Schemas
 
 _SIGNED = "The signature of a streaming_url, which comes with expires and key_id; no token is needed then."
+_OVER = "The stream is over, and Last-Event-ID says that the client knows."
+_VERBS = frozenset({"GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"})
 _KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -34,6 +36,8 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[s
     schemas = Schemas(comments)
     paths: dict[str, dict[str, Any]] = {}
     for binding in bindings:
+        if binding.verb not in _VERBS:
+            continue  # OpenAPI has no place for others
         operations = paths.setdefault(binding.template.display, {})
         operation = operations[binding.verb.lower()] = _operation(binding, schemas, comments)
         if binding.verb == "GET" and not binding.method.server_streaming:
@@ -77,6 +81,8 @@ def _operation(binding: Binding, schemas: Schemas, comments: Mapping[str, str]) 
             **statuses.of_rpc(comment, body=bool(binding.body), stream=binding.method.server_streaming),
         },
     }
+    if binding.method.server_streaming:
+        operation["responses"]["204"] = {"description": _OVER, "headers": statuses.headers("X-Request-Id")}
     if binding.body:
         operation["requestBody"] = _body(binding, schemas)
     return operation

@@ -9,6 +9,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from services.gateway.bounds import Schema
 from services.gateway.routes import Binding
+from services.gateway.scalars import ONE_TEXT
 from services.gateway.schemas import Schemas
 
 _MAX_DEPTH = 3
@@ -55,7 +56,7 @@ def _leaves(descriptor: Descriptor, prefix: str, depth: int) -> Iterator[tuple[s
     """Fields that a query can give, by dotted name: ``a.b=1`` sets a field of a field."""
     for field in descriptor.fields:
         message = field.message_type
-        if message is None or message.full_name in {"google.protobuf.Timestamp", "google.protobuf.Duration"}:
+        if message is None or message.full_name in ONE_TEXT:
             yield prefix + field.name, field
         elif not field.is_repeated and depth < _MAX_DEPTH:
             yield from _leaves(message, f"{prefix}{field.name}.", depth + 1)

@@ -67,10 +67,13 @@ def _pair(spec: str) -> tuple[int | None, int | None] | None:
     match = _SPEC.fullmatch(spec)
     if match is None:
         return None
-    first, last = (_number(text) for text in match.groups())
+    digits = tuple(text.lstrip("0") or "0" if text else "" for text in match.groups())
+    first, last = (_number(text) for text in digits)
     if last is None:
         return None if first is None else (first, None)
-    return None if first is not None and last < first else (first, last)
+    # By their digits, since what is past every end is one number below.
+    backwards = first is not None and (len(digits[1]), digits[1]) < (len(digits[0]), digits[0])
+    return None if backwards else (first, last)
 
 
 def _cut(first: int | None, last: int | None, size: int) -> ByteRange | None:
@@ -98,8 +101,7 @@ def _coalesced(found: Iterable[ByteRange]) -> list[ByteRange]:
     return [one for _, one in sorted(merged, key=itemgetter(0))]
 
 
-def _number(text: str) -> int | None:
-    if not text:
+def _number(digits: str) -> int | None:
+    if not digits:
         return None
-    digits = text.lstrip("0") or "0"
     return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS

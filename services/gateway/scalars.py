@@ -14,6 +14,13 @@ from google.protobuf.descriptor import FieldDescriptor as F
 
 from services.gateway import enums
 
+WRAPPERS = frozenset(
+    f"google.protobuf.{name}Value"
+    for name in ("Bool", "Bytes", "Double", "Float", "Int32", "Int64", "String", "UInt32", "UInt64")
+)
+"""Messages that stand for one value which may be missing; everywhere written as that value."""
+ONE_TEXT = WRAPPERS | {"google.protobuf.Timestamp", "google.protobuf.Duration"}
+"""Messages that a parameter gives as one value, not by their fields."""
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor as F
 
 from services.gateway import bounds, enums
 from services.gateway.bounds import Schema
+from services.gateway.scalars import WRAPPERS
 
 _INTEGERS = {
     F.TYPE_INT32: "int32",
@@ -41,6 +42,8 @@ class Schemas:
     def reference(self, descriptor: Descriptor, *, request: bool = False) -> Schema:
         """A reference to a message's schema. In a request every field may be left out save required ones; in
         an answer every field is there."""
+        if descriptor.full_name in WRAPPERS:
+            return self._single(descriptor.fields_by_name["value"], request=request)
         if descriptor.full_name in _WELL_KNOWN:
             return dict(_WELL_KNOWN[descriptor.full_name])
         name = descriptor.name + ("" if not request or descriptor.name.endswith("Request") else "Input")

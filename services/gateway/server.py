@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
+import resource
 
 from aiohttp import web
 
+from services.gateway.capacity import Capacity
 from services.gateway.config import GatewaySettings
 from services.gateway.connection import Connection
 from services.gateway.drain import Drain
 from services.gateway.edge import AccessLogger
+from services.gateway.heads import judging
+from services.gateway.interim import keeping_expect
 from services.gateway.listening import Listener, listen
 from services.gateway.member import Member
 
 _READ_BUFFER = 256 << 10
+_FILES_PER_CONNECTION = 2
+"""A download holds its socket and its file."""
+_OTHER_FILES = 256
+"""Listening, calls to services, connections to the store, files that stay open between requests."""
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +38,9 @@ class HttpServer:
         self._drain = drain
         self._member = member
         self._address = settings.gateway_listen
+        self._most = settings.gateway_max_connections
+        self._head_seconds = settings.gateway_head_seconds
+        self._capacity: Capacity | None = None
         self._listener: Listener | None = None
         # A client that goes away cancels its handler: downloads and event streams stop at once.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
@@ -49,7 +60,10 @@ class HttpServer:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None, "it was set up"
-        self._listener = Listener(sockets, functools.partial(Connection, server, self._drain, **self._options))
+        server.request_factory = judging(keeping_expect(server.request_factory))
+        self._capacity = Capacity(connections=connections_allowed(self._most), head_seconds=self._head_seconds)
+        new = functools.partial(Connection, server, self._capacity, self._drain, **self._options)
+        self._listener = Listener(sockets, new)
 
     async def set_serving(self, ok: bool) -> None:
         """Whether /api/v1/health says that requests are welcome."""
@@ -63,5 +77,25 @@ class HttpServer:
         self._drain.begin()
         if self._listener is not None:
             await self._listener.leave()
+        if self._capacity is not None:
+            self._capacity.close()
         await self._drain.wait_empty(grace)
         await self._runner.cleanup()
+
+
+def connections_allowed(wanted: int) -> int:
+    """How many connections there may be, at most ``wanted``: as many as this process may have files open for, see
+    getrlimit(2). Without this the next socket or file would fail somewhere else, in the midst of an answer."""
+    need = wanted * _FILES_PER_CONNECTION + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return wanted
+    may = need if hard == resource.RLIM_INFINITY or hard >= need else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (may, hard))
+    if may >= need:
+        return wanted
+    most = max(1, (may - _OTHER_FILES) // _FILES_PER_CONNECTION)
+    log.warning(
+        "only %d connections instead of %d: no more than %d files may be open (ulimit -n)", most, wanted, may
+    )
+    return most

@@ -2,7 +2,8 @@
 
 An event's id is a digest of its data, so a client that comes back with ``Last-Event-ID`` is spared the state
 that it has already. A stream that is over says so with an ``end`` event: whoever reads it must close, because
-EventSource takes a plain end for a lost connection and comes back.
+EventSource takes a plain end for a lost connection and comes back. The end has an id too, that of the last state
+and ``.end``; who comes back with it while that is still the state is told 204, which ends an EventSource for good.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from services.gateway.problems import Problem
 
 EVENTS, LINES = "text/event-stream", "application/x-ndjson"
 _RETRY_MILLISECONDS = 2000
+_END = ".end"
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +75,19 @@ async def stream(
     except grpc.aio.AioRpcError as error:
         raise problems.from_error(from_rpc_error(error)) from error
     try:
+        state = b"" if first is grpc.aio.EOF else encode.dumps(render(first))
+        if kind == EVENTS and request.headers.get("Last-Event-ID") == _id(state) + _END:
+            return web.Response(status=204)
         response = web.StreamResponse(
             headers={"Content-Type": kind, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
         writer = _Events(response, request) if kind == EVENTS else _Lines(response)
         await writer.begin()
-        if first is not grpc.aio.EOF:
-            await writer.data(encode.dumps(render(first)))
+        if first is grpc.aio.EOF:
+            await writer.end()
+        else:
+            await writer.data(state)
             await _follow(request, call, render, writer, drain, heartbeat)
         return response
     finally:
@@ -143,18 +150,22 @@ def _upcoming(call: Any, drain: Drain) -> asyncio.Future[Any]:
     return reading
 
 
+def _id(state: bytes) -> str:
+    return hashlib.sha256(state).hexdigest()[:16] if state else ""
+
+
 class _Events:
     """Server-Sent Events."""
 
     def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
         self._response = response
-        self._last_id = request.headers.get("Last-Event-ID", "")
+        self._last_id = request.headers.get("Last-Event-ID", "").removesuffix(_END)
 
     async def begin(self) -> None:
         await self._response.write(f"retry: {_RETRY_MILLISECONDS}\n\n".encode())
 
     async def data(self, data: bytes) -> None:
-        id_ = hashlib.sha256(data).hexdigest()[:16]
+        id_ = _id(data)
         if id_ != self._last_id:
             self._last_id = id_
             await self._response.write(b"id: %s\ndata: %s\n\n" % (id_.encode(), data))
@@ -166,7 +177,7 @@ class _Events:
         await self._response.write(b"event: error\ndata: %s\n\n" % problem)
 
     async def end(self) -> None:
-        await self._response.write(b"event: end\ndata: {}\n\n")
+        await self._response.write(b"id: %s\nevent: end\ndata: {}\n\n" % (self._last_id + _END).encode())
 
 
 class _Lines:

@@ -75,6 +75,9 @@ class Transcoder:
     def _body_field(self) -> str:
         return self._binding.body.removeprefix("*")
 
+    def _is_body(self, name: str) -> bool:
+        return bool(self._body_field) and name.partition(".")[0] == self._body_field
+
     def _render(self, response: Message) -> Any:
         return encode.to_json(response, self._binding.response_body)
 
@@ -86,7 +89,10 @@ class Transcoder:
         if binding.body == "*":  # then no field is left for the query
             decoder.refuse(name for name, _ in pairs)
         else:
-            decoder.pairs(message, pairs, form=False, skip=self._bound | {self._body_field})
+            # Nor for a field within the one that is the body.
+            decoder.refuse(name for name, _ in pairs if self._is_body(name))
+            left = [(name, text) for name, text in pairs if not self._is_body(name)]
+            decoder.pairs(message, left, form=False, skip=self._bound)
         if binding.body:
             inner = message if binding.body == "*" else getattr(message, binding.body)
             skip = self._bound if binding.body == "*" else frozenset[str]()

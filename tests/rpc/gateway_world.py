@@ -308,6 +308,9 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
 
     async def InitiateMerge(self, request: Any, _: Any) -> Any:
         self.initiated.append(request)
+        for name in ("video_filenames", "video_file_sizes"):
+            if len(getattr(request, name)) != request.video_count:
+                raise InvalidArgument.field(name, "must have as many elements as video_count says")
         id_ = str(uuid.uuid4())
         answer = merge_service_pb2.InitiateMergeResponse(
             merge_session_id=id_,
@@ -356,7 +359,10 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
         yield merge_service_pb2.WatchMergeResponse(merge_session=session)
 
     async def TriggerMerge(self, request: Any, _: Any) -> Any:
-        raise Unimplemented("TriggerMerge is not served yet")
+        session = self._session(request.merge_session_id)
+        if not session.ready_for_merge:
+            raise FailedPrecondition("not completely uploaded", reason="CLIPS_MISSING")
+        return merge_service_pb2.TriggerMergeResponse(merge_session=session)
 
     async def RetryMerge(self, request: Any, _: Any) -> Any:
         find(self.merges, request.merge_session_id)

@@ -113,3 +113,31 @@ async def test_what_is_no_origin_stops_the_start(keys: KeyRing, tmp_path: Path, 
     with pytest.raises(ValueError, match="gateway_cors_origins"):
         async with wiring.build(settings):
             pass
+
+
+async def test_a_page_of_another_site_may_show_media_and_nothing_else(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path) as world:
+        media, listed = f"/api/v1/media/stream/{await world.add_video(b'abc')}", "/api/v1/upload/limits"
+        for path, policy in ((media, "cross-origin"), (listed, "same-origin"), ("/nowhere", "same-origin")):
+            async with world.call("GET", path) as response:
+                assert response.headers["Cross-Origin-Resource-Policy"] == policy
+                assert "camera=()" in response.headers["Permissions-Policy"]
+                assert "Strict-Transport-Security" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("url", "seconds", "told"),
+    [
+        ("https://api.example", 60, "max-age=60"),
+        ("HTTPS://api.example/", 31_536_000, "max-age=31536000"),
+        ("http://localhost:8080", 60, None),
+        ("https://api.example", 0, None),
+    ],
+)
+async def test_browsers_stay_with_https_where_clients_have_it(
+    keys: KeyRing, tmp_path: Path, url: str, seconds: int, told: str | None
+) -> None:
+    async with open_world(keys, tmp_path, gateway_public_url=url, gateway_hsts_seconds=seconds) as world:
+        for path in ("/api/v1/health", "/nowhere"):
+            async with world.call("GET", path, user="") as response:
+                assert response.headers.get("Strict-Transport-Security") == told

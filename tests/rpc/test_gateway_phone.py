@@ -15,7 +15,9 @@ import pytest
 from services.common.keys import KeyRing
 from services.gateway import uplink
 from tests.rpc.gateway_world import World, open_world
+from twotruths.upload.v1.upload_pb2 import UPLOAD_STATUS_COMPLETED
 
+LINES = "application/x-ndjson"
 PREFIX = "/api/v1/challenge-videos"
 CLIPS = [b"abcdefghij", b"klmn", b"opqrstu"]
 LEGACY_INITIATE = {
@@ -84,6 +86,8 @@ async def test_three_clips_go_in_as_the_phone_app_sends_them(world: World, kind:
     assert begun["total_file_size_bytes"] == 21
     assert begun["created_at"] == "2026-09-21T14:13:20Z"
     assert [s["video_index"] for s in begun["upload_sessions"]] == [0, 1, 2]
+    merge = f"{PREFIX}/merge-session/{begun['merge_session_id']}"
+    assert (await answer(world.call("POST", f"{merge}/trigger"), 409))["reason"] == "CLIPS_MISSING"
     for session, content in zip(begun["upload_sessions"], CLIPS, strict=True):
         last = await send_all(world, session, content)
         assert last["remaining_chunks"] == []
@@ -93,7 +97,6 @@ async def test_three_clips_go_in_as_the_phone_app_sends_them(world: World, kind:
         done = await answer(world.call("POST", f"{url}/complete", data={"file_hash": sha(content)}))
         assert (done["status"], done["file_hash"]) == ("completed", sha(content))
         assert set(done) >= {"ready_for_merge", "merge_triggered", "merge_status", "expires_at", "completed_at"}
-    merge = f"{PREFIX}/merge-session/{begun['merge_session_id']}"
     status = await answer(world.call("GET", f"{merge}/status"))
     assert (status["overall_status"], status["completed_videos"], status["ready_for_merge"]) == (
         "uploading",
@@ -103,7 +106,7 @@ async def test_three_clips_go_in_as_the_phone_app_sends_them(world: World, kind:
     assert status["merged_video"] is None
     assert status["merge_status"] is None
     assert status == await answer(world.call("GET", f"{merge}/result"))
-    assert (await answer(world.call("POST", f"{merge}/trigger"), 501))["reason"] == "UNIMPLEMENTED"
+    assert await answer(world.call("POST", f"{merge}/trigger")) == status
     assert (await answer(world.call("POST", f"{merge}/retry"), 409))["reason"] == "RETRY_NOT_AVAILABLE"
     cancelled = await answer(world.call("DELETE", f"{merge}/cancel"))
     assert cancelled["overall_status"] == "cancelled"
@@ -161,8 +164,8 @@ async def test_progress_comes_as_events_and_ends(world: World) -> None:
         assert response.content_type == "text/event-stream"
         blocks = (await response.text()).strip().split("\n\n")
     assert blocks[0] == "retry: 2000"
-    assert blocks[-1] == "event: end\ndata: {}"
     last_id, last = blocks[-2].split("\n")
+    assert blocks[-1] == f"{last_id}.end\nevent: end\ndata: {{}}"
     assert json.loads(last.removeprefix("data: "))["overall_status"] == "completed"
     headers = {"Accept": "application/x-ndjson"}
     async with world.call("GET", events, headers=headers) as response:
@@ -184,6 +187,38 @@ async def test_a_client_that_comes_back_is_spared_the_state_it_has(world: World)
         text = await response.text()
     assert f"id: {id_}" not in text
     assert '"status":"cancelled"' in text
+
+
+async def test_a_client_that_comes_back_after_the_end_is_told_to_stay_away(world: World) -> None:
+    upload = world.uploads.add("alice", "a.mp4", 4, 4)
+    upload.status = UPLOAD_STATUS_COMPLETED
+    events = f"/api/v1/upload/{upload.session_id}/events"
+    async with world.call("GET", events) as response:
+        blocks = (await response.text()).strip().split("\n\n")
+    id_ = blocks[-1].split("\n")[0].removeprefix("id: ")
+    async with world.call("GET", events, headers={"Last-Event-ID": id_}) as response:
+        assert (response.status, await response.read()) == (204, b"")
+    # Not for lines, which have no ids; nor when it has gone on since.
+    async with world.call("GET", events, headers={"Last-Event-ID": id_, "Accept": LINES}) as response:
+        assert response.status == 200
+    upload.file_id = "another"
+    async with world.call("GET", events, headers={"Last-Event-ID": id_}) as response:
+        assert (response.status, b'"file_id":"another"' in await response.read()) == (200, True)
+
+
+async def test_drain_ends_streams_without_saying_that_they_are_over(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path) as world:
+        upload = world.uploads.add("alice", "a.mp4", 4, 4)
+        events = f"/api/v1/upload/{upload.session_id}/events"
+        async with world.call("GET", events) as one, world.call("GET", events, headers={"Accept": LINES}) as other:
+            await one.content.readuntil(b'"status":"pending"')
+            await other.content.readuntil(b'"status":"pending"')
+            stopping = asyncio.create_task(world.gateway.server.stop(60))
+            text = (await asyncio.wait_for(one.text(), 10)) + (await asyncio.wait_for(other.text(), 10))
+            assert "event:" not in text
+            assert "error" not in text.replace("error_", "")
+            await asyncio.wait_for(stopping, 10)
+        await asyncio.wait_for(world.uploads.call_ended.wait(), 10)
 
 
 async def test_an_event_stream_beats_and_its_call_ends_with_the_client(keys: KeyRing, tmp_path: Path) -> None:

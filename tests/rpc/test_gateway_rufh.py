@@ -254,16 +254,20 @@ async def test_a_client_of_the_same_draft_learns_where_before_it_sends_anything(
         ("Upload-Draft-Interop-Version: 7\r\n", "1.1", ["200"]),
         ("Upload-Draft-Interop-Version: 8\r\n", "1.0", ["200"]),
         ("Expect: 100-continue\r\n", "1.1", ["100", "200"]),
-        ("Expect: 100-continue\r\nUpload-Draft-Interop-Version: 8\r\n", "1.1", ["100", "104", "200"]),
+        ("Expect: 100-continue\r\nUpload-Draft-Interop-Version: 8\r\n", "1.1", ["104", "100", "200"]),
     ],
 )
 async def test_nobody_gets_interim_responses_that_were_not_asked_for(
     world: World, more: str, version: str, statuses: list[str]
 ) -> None:
     async with connection(world.port) as (reader, writer):
-        writer.write(raw_post(world, more, version=version) + CONTENT)
-        answer = (await asyncio.wait_for(reader.readuntil(b"}"), 10)).decode()
-    assert re.findall(r"^HTTP/1.[01] ([0-9]+) ", answer, flags=re.MULTILINE) == statuses
+        writer.write(raw_post(world, more, version=version))
+        answer = b""
+        if "100" in statuses:  # the body is held back until it is asked for
+            answer = await asyncio.wait_for(reader.readuntil(b"100 Continue\r\n\r\n"), 10)
+        writer.write(CONTENT)
+        answer += await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    assert re.findall(r"^HTTP/1.[01] ([0-9]+) ", answer.decode(), flags=re.MULTILINE) == statuses
 
 
 async def test_the_same_key_names_the_same_creation(world: World) -> None:

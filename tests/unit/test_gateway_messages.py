@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.gateway import encode
-from services.gateway.decode import Decoder, parse_json
+from services.gateway.decode import Decoder
+from services.gateway.jsontext import parse_json
 from services.gateway.problems import Problem
 from twotruths.challenge.v1.challenge_service_pb2 import CreateChallengeRequest, SubmitGuessRequest
 from twotruths.merge.v1.merge_pb2 import MERGE_STATUS_COMPLETED, MergeSession
