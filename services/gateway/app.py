@@ -15,6 +15,7 @@ from services.gateway import rufh, tus
 from services.gateway.access import Access
 from services.gateway.appends import Appends
 from services.gateway.chunks import ChunkRoutes
+from services.gateway.clients import Clients
 from services.gateway.config import GatewaySettings
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
@@ -48,6 +49,7 @@ def create(
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
     Edge(
         drain,
+        clients=Clients(settings.gateway_trusted_proxies),
         cors=Cors(settings.gateway_cors_origins),
         max_path=settings.gateway_max_path_bytes,
         write_timeout=settings.gateway_write_timeout_seconds,

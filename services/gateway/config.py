@@ -13,6 +13,10 @@ class GatewaySettings(CommonSettings):
     """Where the gateway listens, and the bounds of what it takes from strangers."""
 
     gateway_listen: str = Field("127.0.0.1:8080", description="where the gateway listens; port 0 picks a free one")
+    gateway_trusted_proxies: str = Field(
+        "",
+        description="networks of the proxies whose X-Forwarded-For or Forwarded counts (`10.0.0.0/8,fd00::/8`)",
+    )
     gateway_max_body_bytes: int = Field(MIB, gt=0, description="largest JSON or form body")
     gateway_max_chunk_bytes: int = Field(64 * MIB, gt=0, description="largest body of a chunk request")
     gateway_max_path_bytes: int = Field(4096, gt=0, description="longest path with query")
