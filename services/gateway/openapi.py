@@ -120,17 +120,16 @@ def _answer(binding: Binding, schemas: Schemas) -> dict[str, Any]:
         schema = schemas.reference(descriptor)
     if binding.method.server_streaming:
         return {
-            "headers": statuses.headers("X-Request-Id"),
+            "headers": statuses.headers(*statuses.OF_ANSWERS),
             "description": "Each change as the data of an event, then an event named end.",
             "content": {
                 "text/event-stream": {"schema": {"type": "string"}},
                 "application/x-ndjson": {"schema": {"type": "object", "properties": {"result": schema}}},
             },
         }
-    names = ("X-Request-Id", "RateLimit", "RateLimit-Policy") if binding.verb == "POST" else ("X-Request-Id",)
     return {
         "description": "Done.",
-        "headers": statuses.headers(*names),
+        "headers": statuses.headers(*statuses.OF_ANSWERS),
         "content": {"application/json": {"schema": schema}},
     }
 
