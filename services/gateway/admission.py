@@ -24,7 +24,7 @@ from services.gateway.edge import CLIENT
 from services.gateway.limits import Buckets, Ticks
 from services.gateway.problems import Problem
 
-_FIELDS = web.RequestKey("ratelimit", dict)
+_FIELDS = web.RequestKey("ratelimit", list)
 
 
 class Admission:
@@ -78,9 +78,9 @@ class Admission:
         except Problem as problem:
             refused = problem
         if user:
-            _charge(request, self._users, user)
+            charge(request, self._users, user)
         else:
-            _charge(request, self._addresses, counted(request.get(CLIENT)))
+            charge(request, self._addresses, address(request))
         if refused is not None and not self._is_open(request):
             raise refused
 
@@ -108,11 +108,17 @@ def _buckets(name: str, per_second: float, burst: int, ticks: Ticks) -> Buckets 
     return Buckets(name, per_second=per_second, burst=burst, ticks=ticks) if per_second else None
 
 
-def _charge(request: web.Request, buckets: Buckets | None, key: str) -> None:
+def address(request: web.Request) -> str:
+    """By what the request's client is counted."""
+    return counted(request.get(CLIENT))
+
+
+def charge(request: web.Request, buckets: Buckets | None, key: str) -> None:
+    """Takes a token of ``key``'s bucket, if there are any, and tells so in the answer. Raises Problem 429."""
     if buckets is None:
         return
     taken = buckets.take(key)
-    request[_FIELDS] = {"RateLimit": buckets.state(taken), "RateLimit-Policy": buckets.policy}
+    request.setdefault(_FIELDS, []).append((buckets.state(taken), buckets.policy))
     if not taken.allowed:
         headers = {"Retry-After": str(taken.wait)}
         raise Problem(429, "TOO_MANY_REQUESTS", "too many requests came at once; wait a little", headers=headers)
@@ -120,6 +126,7 @@ def _charge(request: web.Request, buckets: Buckets | None, key: str) -> None:
 
 async def _tell(request: web.Request, response: web.StreamResponse) -> None:
     """Adds what is left to the answer, after what a service said of its own limits."""
-    for name, ours in request.get(_FIELDS, {}).items():
-        theirs = response.headers.get(name)
-        response.headers[name] = f"{theirs}, {ours}" if theirs else ours
+    for fields in request.get(_FIELDS, ()):
+        for name, item in zip(("RateLimit", "RateLimit-Policy"), fields, strict=True):
+            before = response.headers.get(name)
+            response.headers[name] = f"{before}, {item}" if before else item

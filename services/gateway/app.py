@@ -12,7 +12,7 @@ from services.common.clock import Clock
 from services.common.identity import TokenVerifier
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
-from services.gateway import rufh, tus
+from services.gateway import guests, rufh, tus
 from services.gateway.access import Access, permission
 from services.gateway.admission import Admission
 from services.gateway.appends import Appends
@@ -68,10 +68,12 @@ def create(
         is_open=_is_open,
         resumable={tus.URL.rstrip("/"): tus.ALWAYS, rufh.URL.rstrip("/"): {}},
     ).install(app)
-    router = app.router
-    health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings)
+    router, with_guests = app.router, bool(settings.gateway_guest_key_file)
+    health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings, guests.PATHS if with_guests else {})
     router.add_get(HEALTH, health.get)
     router.add_get(OPENAPI, openapi.get)
+    if with_guests:
+        router.add_post(guests.URL, guests.GuestRoutes(settings, ticks).post)
     chunks = ChunkRoutes(channels["upload"], settings)
     for url in CHUNK_URLS:
         router.add_post(url, chunks.post)
@@ -104,7 +106,11 @@ def create(
 
 def _is_open(request: web.Request) -> bool:
     """Whether it needs no token: what anybody may know, a video by its signature, what there is not."""
-    if request.method == "OPTIONS" or request.path == OPENAPI or request.match_info.http_exception is not None:
+    if (
+        request.method == "OPTIONS"
+        or request.path in {OPENAPI, guests.URL}
+        or request.match_info.http_exception is not None
+    ):
         return True
     return request.path.startswith(STREAM) and bool(permission(request))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from aiohttp import web
@@ -71,6 +72,7 @@ def counted(address: Address | None) -> str:
     return str(address or "")
 
 
+@lru_cache(maxsize=4096)  # the same few clients come again and again, and reading costs microseconds
 def _parsed(text: str) -> Address | None:
     """An address; an IPv4-mapped one is the IPv4 address (RFC 4291 section 2.5.5.2)."""
     try:

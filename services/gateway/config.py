@@ -29,6 +29,15 @@ class GatewaySettings(CommonSettings):
         description="requests without a token that counts, from an IPv4 address or IPv6 /64; 0: any number",
     )
     gateway_burst_address: int = Field(1000, ge=1, description="such requests at once")
+    gateway_guest_key_file: str = Field(
+        "",
+        description="private key (PEM) with which `POST /api/v1/guest` signs a token for whoever asks: "
+        "for development alone; empty: there is no such route",
+    )
+    gateway_guest_seconds: int = Field(86_400, gt=0, description="how long a guest's token counts")
+    gateway_guests_per_minute_address: float = Field(
+        6.0, gt=0, le=1e6, description="guests from an IPv4 address or IPv6 /64, in the long run; ten at once"
+    )
     gateway_max_body_bytes: int = Field(MIB, gt=0, description="largest JSON or form body")
     gateway_max_chunk_bytes: int = Field(64 * MIB, gt=0, description="largest body of a chunk request")
     gateway_max_path_bytes: int = Field(4096, gt=0, description="longest path with query")
