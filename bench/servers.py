@@ -126,7 +126,8 @@ def _until_answers(port: int, path: str, log: Path) -> None:
 
 @contextmanager
 def ours(folder: Path, *, processes: int = 1) -> Iterator[Server]:
-    """Gateway, upload service and broker with the settings they have by themselves, but for ``processes``."""
+    """Gateway, upload service and broker with the settings they have by themselves, but for ``processes``, and no limit
+    of requests."""
     folder.mkdir(parents=True)
     keys = KeyRing.create(folder / "keys")
     ports = {name: free_port() for name in ("nats", "upload", "gateway")}
@@ -137,6 +138,8 @@ def ours(folder: Path, *, processes: int = 1) -> Iterator[Server]:
         "upload_target": f"dns:///{HOST}:{ports['upload']}",
         "gateway_listen": f"{HOST}:{ports['gateway']}",
         "gateway_processes": processes,
+        "gateway_requests_per_second_user": 1_000_000,
+        "gateway_burst_user": 1_000_000,
     }
     environment = os.environ | {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
     write_config(folder / "nats.conf", port=ports["nats"], store=folder / "nats")

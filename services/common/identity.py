@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from services.common.settings import CommonSettings
 
 SERVICE_ISSUER = "twotruths-mesh"
 INTERNAL_SCOPE = "internal"
-_MAX_TOKEN = 8192
+MAX_TOKEN_BYTES = 4096  # gRPC takes 8 KiB of metadata
 _MAX_KEY_ID = 128
 _LEEWAY_SECONDS = 10
 _REMEMBERED = 1024
@@ -57,7 +58,7 @@ class TokenVerifier:
     ) -> None:
         self._algorithm = algorithm
         self._issuers = {issuer: (players, audience), SERVICE_ISSUER: (services, service_audience(service))}
-        self._verified: dict[str, _Verified] = {}
+        self._verified: OrderedDict[str, _Verified] = OrderedDict()  # used longest ago first
 
     @classmethod
     def from_settings(cls, settings: CommonSettings, service: str) -> TokenVerifier:
@@ -74,7 +75,7 @@ class TokenVerifier:
     async def verify(self, token: str) -> Principal:
         """Who the token speaks for. Raises Unauthenticated; Unavailable when no key set can be read."""
         refused = Unauthenticated("the bearer token is not valid")
-        if len(token) > _MAX_TOKEN:
+        if len(token) > MAX_TOKEN_BYTES:
             raise refused
         try:
             claims = await self._claims(token)
@@ -97,12 +98,18 @@ class TokenVerifier:
         if known is not None and known.claims["exp"] > time.time() - _LEEWAY_SECONDS:
             keys, _ = self._issuers[known.claims["iss"]]
             if await keys.key(known.key_id) is known.key:
+                self._remember(token, known)
                 return known.claims
+        self._verified.pop(token, None)
         found = await self._verify(token)
-        if len(self._verified) >= _REMEMBERED:
-            self._verified.clear()
-        self._verified[token] = found
+        self._remember(token, found)
         return found.claims
+
+    def _remember(self, token: str, found: _Verified) -> None:
+        self._verified[token] = found
+        self._verified.move_to_end(token)
+        if len(self._verified) > _REMEMBERED:
+            self._verified.popitem(last=False)
 
     async def _verify(self, token: str) -> _Verified:
         unverified = jwt.api_jws.decode_complete(token, options={"verify_signature": False})

@@ -9,17 +9,21 @@ import grpc
 from aiohttp import web
 
 from services.common.clock import Clock
+from services.common.identity import TokenVerifier
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
-from services.gateway import rufh, tus
-from services.gateway.access import Access
+from services.gateway import guests, rufh, tus
+from services.gateway.access import Access, permission
+from services.gateway.admission import Admission
 from services.gateway.appends import Appends
 from services.gateway.chunks import ChunkRoutes
+from services.gateway.clients import Clients
 from services.gateway.config import GatewaySettings
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
+from services.gateway.limits import Ticks
 from services.gateway.media import MediaRoutes
 from services.gateway.openapi import OpenApiRoutes
 from services.gateway.protocols import PATHS
@@ -28,6 +32,7 @@ from services.gateway.sending import Sender
 from services.gateway.transcode import Transcoder
 
 _FIELD = re.compile(r"\{[^}]*\}")
+HEALTH, OPENAPI, STREAM = "/api/v1/health", "/openapi.json", "/api/v1/media/stream/"
 CHUNK_URLS = (
     "/api/v1/challenge-videos/upload/{session_id}/chunk",
     "/api/v1/upload/{session_id}/chunk",
@@ -44,20 +49,33 @@ def create(
     settings: GatewaySettings,
     drain: Drain,
     clock: Clock,
+    verifier: TokenVerifier,
+    ticks: Ticks,
 ) -> web.Application:
     """The application. ``channels`` by backend: upload, merge, challenge; ``streams``: for calls that last."""
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
     Edge(
         drain,
+        clients=Clients(settings.gateway_trusted_proxies),
         cors=Cors(settings.gateway_cors_origins),
         max_path=settings.gateway_max_path_bytes,
         write_timeout=settings.gateway_write_timeout_seconds,
         hsts=settings.hsts,
     ).install(app)
-    router = app.router
-    health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings)
-    router.add_get("/api/v1/health", health.get)
-    router.add_get("/openapi.json", openapi.get)
+    Admission(
+        verifier,
+        settings,
+        ticks,
+        free=frozenset({HEALTH}),
+        is_open=_is_open,
+        resumable={tus.URL.rstrip("/"): tus.ALWAYS, rufh.URL.rstrip("/"): {}},
+    ).install(app)
+    router, with_guests = app.router, bool(settings.gateway_guest_key_file)
+    health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings, guests.PATHS if with_guests else {})
+    router.add_get(HEALTH, health.get)
+    router.add_get(OPENAPI, openapi.get)
+    if with_guests:
+        router.add_post(guests.URL, guests.GuestRoutes(settings, ticks).post)
     chunks = ChunkRoutes(channels["upload"], settings)
     for url in CHUNK_URLS:
         router.add_post(url, chunks.post)
@@ -66,7 +84,7 @@ def create(
     sender = Sender(store, readers=settings.store_readers, patience=settings.gateway_store_wait_seconds)
     app.on_cleanup.append(_closing(sender))
     media = MediaRoutes(access, sender, redirect=settings.media_redirect)
-    video = "/api/v1/media/stream/{video_file_id}"
+    video = STREAM + "{video_file_id}"
     router.add_get(video, media.video)
     router.add_get(video + "/posters/{statement:[0-9]{1,4}}.jpg", media.poster)
     router.add_get(video + "/storyboard.jpg", media.sheet)
@@ -87,6 +105,17 @@ def create(
         if binding.verb == "GET" and not binding.method.server_streaming:
             router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants
     return app
+
+
+def _is_open(request: web.Request) -> bool:
+    """Whether it needs no token: what anybody may know, a video by its signature, what there is not."""
+    if (
+        request.method == "OPTIONS"
+        or request.path in {OPENAPI, guests.URL}
+        or request.match_info.http_exception is not None
+    ):
+        return True
+    return request.path.startswith(STREAM) and bool(permission(request))
 
 
 def _closing(sender: Sender) -> Callable[[web.Application], Awaitable[None]]:

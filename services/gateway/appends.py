@@ -128,7 +128,7 @@ class Appends:
                 running.reading = False
             return (await stream.answer()).upload
         except Problem as problem:
-            _let_retry(problem)
+            let_retry(problem)
             raise
         finally:
             call.cancel()
@@ -232,9 +232,9 @@ async def _after(source: AsyncIterator[bytes], skip: int) -> AsyncIterator[bytes
         skip = max(0, skip - len(piece))
 
 
-def _let_retry(problem: Problem) -> None:
-    """Clients of both protocols give up on 4xx and go on after 5xx; these two pass."""
-    if problem.reason in {"BODY_TIMEOUT", "TOO_MANY_STREAMS"}:
+def let_retry(problem: Problem) -> None:
+    """Clients of both protocols give up on 4xx and go on after 5xx; these pass."""
+    if problem.reason in {"BODY_TIMEOUT", "TOO_MANY_REQUESTS", "TOO_MANY_STREAMS"}:
         problem.status = 503
         problem.headers = {"Retry-After": "1", **problem.headers}
 

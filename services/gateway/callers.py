@@ -1,4 +1,4 @@
-"""What the gateway passes on of a caller: the Authorization header, unread, which services verify; the key by
+"""What the gateway passes on of a caller: the Authorization header, which services verify; the key by
 which a request may be sent again; what the phone tells of itself.
 
 Idempotency-Key is a string of structured fields (draft-ietf-httpapi-idempotency-key-header-07: ``"8e03"``); the
@@ -42,17 +42,22 @@ def invalid_token() -> Problem:
     return problems.from_error(Unauthenticated("the bearer token is not valid"))
 
 
+def bearer(request: web.Request, *, max_token: int) -> str | None:
+    """The token of a request, not verified; None when there is none. Raises Problem 401 for what cannot be one."""
+    values = request.headers.getall("Authorization", [])
+    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not token:
+        return None
+    if not token.isascii() or not token.isprintable() or len(token) > max_token:
+        raise invalid_token()
+    return token
+
+
 def metadata(request: web.Request, *, max_token: int) -> Metadata:
     """The call metadata of a request. Raises Problem 401 when no token came, or one that cannot be one."""
-    values = request.headers.getall("Authorization", [])
-    if len(values) != 1:
+    token = bearer(request, max_token=max_token)
+    if token is None:
         raise unauthenticated()
-    scheme, _, token = values[0].partition(" ")
-    usable = token.isascii() and token.isprintable() and 0 < len(token) <= max_token
-    if scheme.lower() != "bearer" or not token:
-        raise unauthenticated()
-    if not usable:
-        raise invalid_token()
     return (("authorization", f"Bearer {token}"),)
 
 

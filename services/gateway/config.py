@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from services.common.identity import MAX_TOKEN_BYTES
 from services.common.settings import CommonSettings
 
 MIB = 1 << 20
@@ -16,10 +17,36 @@ class GatewaySettings(CommonSettings):
     gateway_processes: int = Field(
         1, ge=1, le=256, description="processes that serve this address; metrics of number i are i ports higher"
     )
+    gateway_trusted_proxies: str = Field(
+        "",
+        description="networks of the proxies whose X-Forwarded-For or Forwarded counts (`10.0.0.0/8,fd00::/8`)",
+    )
+    gateway_requests_per_second_user: float = Field(
+        200.0, ge=0, le=1e6, description="requests that a player may make in the long run; 0: any number"
+    )
+    gateway_burst_user: int = Field(2000, ge=1, description="requests that a player may make at once")
+    gateway_requests_per_second_address: float = Field(
+        100.0,
+        ge=0,
+        le=1e6,
+        description="requests without a token that counts, from an IPv4 address or IPv6 /64; 0: any number",
+    )
+    gateway_burst_address: int = Field(1000, ge=1, description="such requests at once")
+    gateway_guest_key_file: str = Field(
+        "",
+        description="private key (PEM) with which `POST /api/v1/guest` signs a token for whoever asks: "
+        "for development alone; empty: there is no such route",
+    )
+    gateway_guest_seconds: int = Field(86_400, gt=0, description="how long a guest's token counts")
+    gateway_guests_per_minute_address: float = Field(
+        6.0, gt=0, le=1e6, description="guests from an IPv4 address or IPv6 /64, in the long run; ten at once"
+    )
     gateway_max_body_bytes: int = Field(MIB, gt=0, description="largest JSON or form body")
     gateway_max_chunk_bytes: int = Field(64 * MIB, gt=0, description="largest body of a chunk request")
     gateway_max_path_bytes: int = Field(4096, gt=0, description="longest path with query")
-    gateway_max_token_bytes: int = Field(4096, gt=0, description="longest bearer token")
+    gateway_max_token_bytes: int = Field(
+        MAX_TOKEN_BYTES, gt=0, le=MAX_TOKEN_BYTES, description="longest bearer token; services take no longer one"
+    )
     gateway_call_timeout_seconds: float = Field(60.0, gt=0, description="deadline of a call to a service")
     gateway_chunk_timeout_seconds: float = Field(600.0, gt=0, description="longest time a chunk request may take")
     gateway_append_timeout_seconds: float = Field(

@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler
 from services.common import context
 from services.common.errors import ServiceError
 from services.gateway import heads, interim, problems
+from services.gateway.clients import Clients
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
@@ -25,6 +26,7 @@ from services.gateway.problems import Problem
 log = logging.getLogger(__name__)
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT = web.RequestKey("client", object)  # Address | None
 _RESPONSE = web.RequestKey("response", web.StreamResponse)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 # Parameters that are permissions: whoever reads them in a log could use them.
@@ -45,8 +47,11 @@ HEADERS = {
 class Edge:
     """The outermost middleware."""
 
-    def __init__(self, drain: Drain, *, cors: Cors, max_path: int, write_timeout: float, hsts: str = "") -> None:
+    def __init__(
+        self, drain: Drain, *, clients: Clients, cors: Cors, max_path: int, write_timeout: float, hsts: str = ""
+    ) -> None:
         self._drain = drain
+        self._clients = clients
         self._cors = cors
         self._headers = HEADERS | ({"Strict-Transport-Security": hsts} if hsts else {})
         self._max_path = max_path
@@ -67,6 +72,7 @@ class Edge:
         """Answers every request, whatever the handler does."""
         given = request.headers.get("X-Request-Id", "")
         request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        request[CLIENT] = self._clients.address(request)
         with context.serving(context.CallContext(None, request_id)):
             try:
                 heads.check(request)
@@ -150,6 +156,7 @@ class AccessLogger(AbstractAccessLogger):
             "bytes": response.body_length,
             "ms": round(time * 1000, 1),
             "request_id": request.get(REQUEST_ID, ""),
+            "client": str(request.get(CLIENT) or request.remote or ""),
         }
         self.logger.info("request", extra={"data": data})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.statuses import headers
+from services.gateway.statuses import OF_ANSWERS, headers
 
 _ID = {"type": "string", "format": "uuid"}
 _HASH = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description": "SHA-256 in hex"}
@@ -94,6 +94,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
             "responses": {
                 "200": {
                     "description": "The chunk is stored.",
+                    "headers": headers(*OF_ANSWERS),
                     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChunkAnswer"}}},
                 }
             },
@@ -102,7 +103,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
     }
 
 
-_MOVED = {"description": "Another delivers the bytes.", "headers": headers("X-Request-Id", "Location")}
+_MOVED = {"description": "Another delivers the bytes.", "headers": headers(*OF_ANSWERS, "Location")}
 _CONDITIONS = {
     "If-Match": "412 unless the file has one of these ETags.",
     "If-None-Match": "304 if the file has one of these ETags.",
@@ -135,7 +136,7 @@ def _bytes(
 ) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [{"name": parameter, "in": "path", "required": True, "schema": _ID}]
     parameters += [_condition(name, text) for name, text in _CONDITIONS.items()]
-    told = ("X-Request-Id", "ETag", "Last-Modified", "Accept-Ranges", "Content-Disposition")
+    told = (*OF_ANSWERS, "ETag", "Last-Modified", "Accept-Ranges", "Content-Disposition")
     if ranges:
         parameters += [
             _condition("Range", "Which bytes: `bytes=0-1`, `bytes=500-`, `bytes=-500`, or several of them."),
@@ -158,13 +159,13 @@ def _bytes(
                 {
                     "302": {
                         "description": "Another delivers the bytes.",
-                        "headers": headers("X-Request-Id", "Location"),
+                        "headers": headers(*OF_ANSWERS, "Location"),
                     }
                 }
                 if moves
                 else {}
             ),
-            "304": {"description": "The client's copy is current.", "headers": headers("X-Request-Id", "ETag")},
+            "304": {"description": "The client's copy is current.", "headers": headers(*OF_ANSWERS, "ETag")},
         },
         "x-problems": _MEDIA_PROBLEMS,
     } | ({"security": [{"bearer": []}, {"signed": []}]} if signed else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -14,6 +15,8 @@ from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding
 from services.gateway.schemas import Schemas
 
+Paths = Mapping[str, Mapping[str, Any]]
+NONE: Paths = MappingProxyType({})
 _SIGNED = "The signature of a streaming_url, which comes with expires and key_id; no token is needed then."
 _OVER = "The stream is over, and Last-Event-ID says that the client knows."
 _VERBS = frozenset({"GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"})
@@ -23,16 +26,16 @@ _KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/fo
 class OpenApiRoutes:
     """Serves the document, made once."""
 
-    def __init__(self, bindings: Sequence[Binding]) -> None:
-        self._body = encode.dumps(document(bindings, contract.comments()))
+    def __init__(self, bindings: Sequence[Binding], more: Paths) -> None:
+        self._body = encode.dumps(document(bindings, contract.comments(), more))
 
     async def get(self, _request: web.Request) -> web.Response:
         """The document."""
         return web.Response(body=self._body, content_type="application/json")
 
 
-def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[str, Any]:
-    """The OpenAPI document."""
+def document(bindings: Sequence[Binding], comments: Mapping[str, str], more: Paths = NONE) -> dict[str, Any]:
+    """The OpenAPI document. ``more``: operations that not every gateway has."""
     schemas = Schemas(comments)
     paths: dict[str, dict[str, Any]] = {}
     for binding in bindings:
@@ -42,7 +45,7 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str]) -> dict[s
         operation = operations[binding.verb.lower()] = _operation(binding, schemas, comments)
         if binding.verb == "GET" and not binding.method.server_streaming:
             operations["head"] = _head(operation)
-    for path, written in PATHS.items():
+    for path, written in (*PATHS.items(), *more.items()):
         paths.setdefault(path, {}).update({verb: _with_problems(op) for verb, op in written.items()})
     return {
         "openapi": "3.1.0",
@@ -126,17 +129,16 @@ def _answer(binding: Binding, schemas: Schemas) -> dict[str, Any]:
         schema = schemas.reference(descriptor)
     if binding.method.server_streaming:
         return {
-            "headers": statuses.headers("X-Request-Id"),
+            "headers": statuses.headers(*statuses.OF_ANSWERS),
             "description": "Each change as the data of an event, then an event named end.",
             "content": {
                 "text/event-stream": {"schema": {"type": "string"}},
                 "application/x-ndjson": {"schema": {"type": "object", "properties": {"result": schema}}},
             },
         }
-    names = ("X-Request-Id", "RateLimit", "RateLimit-Policy") if binding.verb == "POST" else ("X-Request-Id",)
     return {
         "description": "Done.",
-        "headers": statuses.headers(*names),
+        "headers": statuses.headers(*statuses.OF_ANSWERS),
         "content": {"application/json": {"schema": schema}},
     }
 

@@ -33,7 +33,7 @@ def _operation(
     body: str = "",
     problems: Sequence[int] = _PROBLEMS,
 ) -> dict[str, Any]:
-    response = {"description": "Done.", "headers": {header: {"schema": _TEXT} for header in headers}}
+    response = {"description": "Done.", "headers": {header: {"schema": _TEXT} for header in (*headers, *_LIMITS)}}
     content = {"required": False, "content": {body: {}}}
     return {
         "operationId": name,
@@ -53,7 +53,7 @@ def _tus() -> dict[str, Any]:
         "tus",
         "Makes an upload (creation, creation-with-upload, creation-defer-length, concatenation).",
         201,
-        ("Location", "Upload-Offset", "Upload-Expires", *_LIMITS),
+        ("Location", "Upload-Offset", "Upload-Expires"),
         (
             _VERSION,
             _header("Upload-Length", _BYTES),
@@ -86,7 +86,7 @@ def _tus() -> dict[str, Any]:
     head = _operation("TusHead", "tus", "How far an upload is.", 200, state, (_ID, _VERSION), problems=problems)
     delete = _operation("TusDelete", "tus", "Gives an upload up.", 204, (), (_ID, _VERSION), problems=problems)
     told = ("Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm")
-    options = _operation("TusOptions", "tus", "What of tus is served.", 204, told, (), problems=())
+    options = _operation("TusOptions", "tus", "What of tus is served.", 204, told, (), problems=(503,))
     return {
         "/api/v1/tus/": {"post": create, "options": options | {"security": [{}]}},
         "/api/v1/tus/{session_id}": {"head": head, "patch": patch, "delete": delete},
@@ -103,7 +103,7 @@ def _rufh() -> dict[str, Any]:
         tag,
         "Makes an upload of the content; with Upload-Complete ?1 the content is all of it (answer 200).",
         201,
-        ("Location", *state, *_LIMITS),
+        ("Location", *state),
         (
             completes,
             length,
@@ -129,7 +129,7 @@ def _rufh() -> dict[str, Any]:
     head = _operation("RufhHead", tag, "How far an upload is.", 204, state, (_ID,))
     delete = _operation("RufhDelete", tag, "Gives an upload up.", 204, (), (_ID,))
     limits = ("Accept-Patch", "Upload-Limit")
-    options = _operation("RufhOptions", tag, "What is served and its limits.", 204, limits, (), problems=())
+    options = _operation("RufhOptions", tag, "What is served and its limits.", 204, limits, (), problems=(503,))
     return {
         "/api/v1/rufh/": {"post": create, "options": options | {"security": [{}]}},
         "/api/v1/rufh/{session_id}": {"head": head, "patch": patch, "delete": delete},

@@ -24,6 +24,7 @@ _EVERY_RPC = (
 EVERYWHERE = (414, 417, 429, 431)
 OF_BODIES = (400, 408, 413, 415)
 OF_STREAMS = (406,)
+OF_ANSWERS = ("X-Request-Id", "RateLimit", "RateLimit-Policy")
 _HEADERS: Mapping[int, tuple[str, ...]] = {
     401: ("WWW-Authenticate",),
     403: ("WWW-Authenticate",),

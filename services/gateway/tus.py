@@ -28,7 +28,7 @@ URL = "/api/v1/tus/"
 VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,creation-defer-length,expiration,checksum,termination,concatenation"
 BODY_TYPE = "application/offset+octet-stream"
-_ALWAYS = {"Tus-Resumable": VERSION}
+ALWAYS = {"Tus-Resumable": VERSION}
 # What fields of the requests are called in a creation.
 _NAMES = {
     "filename": "Upload-Metadata",
@@ -45,7 +45,7 @@ class TusRoutes(ResumableRoutes):
 
     async def _answer(self, request: web.Request, handlers: Mapping[str, Handler]) -> web.Response:
         """Goes by the method that is meant: clients that cannot send PATCH or DELETE override theirs."""
-        async with answering(_ALWAYS):
+        async with answering(ALWAYS):
             method = request.headers.get("X-HTTP-Method-Override", request.method).strip().upper()
             handler = handler_of(method, handlers)
             if method != "OPTIONS" and request.headers.getall("Tus-Resumable", []) != [VERSION]:
@@ -56,7 +56,7 @@ class TusRoutes(ResumableRoutes):
                     headers={"Tus-Version": VERSION},
                 )
             response = await handler(request)
-            response.headers.update(_ALWAYS)
+            response.headers.update(ALWAYS)
             return response
 
     async def _options(self, request: web.Request) -> web.Response:

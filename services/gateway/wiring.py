@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -10,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from services.common.adapters.stores import open_objects
 from services.common.channel import open_channel
 from services.common.clock import Clock, utc_now
-from services.common.identity import ServiceTokens
+from services.common.identity import ServiceTokens, TokenVerifier
 from services.common.lifecycle import App
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
@@ -18,6 +19,7 @@ from services.common.tls import Tls
 from services.gateway import app, contract, routes
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
+from services.gateway.limits import Ticks
 from services.gateway.member import Member
 from services.gateway.server import HttpServer
 
@@ -31,6 +33,7 @@ async def build(
     signer: PlaybackSigner | None = None,
     clock: Clock = utc_now,
     member: Member | None = None,
+    ticks: Ticks = time.monotonic_ns,
 ) -> AsyncIterator[App]:
     """The gateway, not yet started; ``member``: this process as one of several. Raises ValueError when an
     annotation cannot be served."""
@@ -60,5 +63,7 @@ async def build(
             settings=settings,
             drain=drain,
             clock=clock,
+            verifier=TokenVerifier.from_settings(settings, service="gateway"),
+            ticks=ticks,
         )
         yield App(server=HttpServer(application, settings, drain, member))

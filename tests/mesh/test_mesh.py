@@ -15,9 +15,13 @@ from pathlib import Path
 import aiohttp
 import av
 import pytest
+from rich.console import Console
 
+from mesh.client import Phone
 from mesh.clips import RED, make_clip
+from mesh.demo import Game
 from mesh.http import ConnectionLost, Json
+from mesh.narrator import Narrator
 from mesh.sender import Sender
 from tests.mesh.harness import CANVAS, Harness, finished, upload_all
 
@@ -57,6 +61,18 @@ async def test_the_demo_plays_the_game_on_a_running_mesh(mesh: Harness, clips: l
     assert [segment["frame_count"] for segment in result["segments"]] == [30, 36, 24]
     video = mesh.video(result["merge_session_id"])
     assert_exact(video, result["segments"])
+
+
+async def test_guests_play_the_game(mesh: Harness, clips: list[Path], tmp_path: Path) -> None:
+    url = mesh.info.gateway_url
+    async with aiohttp.ClientSession() as http:
+        phones = []
+        for _ in range(2):
+            async with http.post(f"{url}/api/v1/guest") as answer:
+                assert answer.status == 200
+                phones.append(Phone(http, url, (await answer.json())["token"]))
+        result = await Game(phones[0], phones[1], Narrator(Console(quiet=True)), tmp_path).play(clips)
+    assert [segment["frame_count"] for segment in result["segments"]] == [30, 36, 24]
 
 
 async def test_clips_that_can_be_delivered_as_they_are_are_copied(mesh: Harness, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -506,7 +507,13 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    keys: KeyRing, folder: Path, *, remote: bool = False, store: ObjectStore | None = None, **settings: Any
+    keys: KeyRing,
+    folder: Path,
+    *,
+    remote: bool = False,
+    store: ObjectStore | None = None,
+    ticks: Callable[[], int] = time.monotonic_ns,
+    **settings: Any,
 ) -> AsyncIterator[World]:
     """Starts everything. ``store``: another one than a directory; ``remote``: one without local files, and a way
     to see when a read ended."""
@@ -531,6 +538,7 @@ async def open_world(
             GatewaySettings(**values),
             store=world.remote if remote else store,
             clock=lambda: datetime.fromtimestamp(NOW.seconds, UTC),
+            ticks=ticks,
         )
         world.gateway = await stack.enter_async_context(build)
         await world.gateway.server.start()

@@ -84,6 +84,7 @@ async def edge_of(keys: KeyRing, tmp_path: Path, **changes: object) -> AsyncIter
         )
         away = dict.fromkeys(("merge_target", "challenge_target"), "127.0.0.1:9")
         values = keys.settings() | away | {"gateway_listen": "127.0.0.1:0", "data_dir": tmp_path}
+        values |= {"gateway_requests_per_second_user": 0}  # what the upload service says is looked at alone
         settings = GatewaySettings(**values, upload_target=f"127.0.0.1:{mesh.app.server.port}")
         gateway = await stack.enter_async_context(wiring.build(settings, store=DirectoryObjectStore(tmp_path)))
         await gateway.server.start()

@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from services.common import identity
 from services.common.context import Principal
 from services.common.errors import Unauthenticated, Unavailable
 from services.common.identity import SERVICE_ISSUER, ServiceTokens, TokenVerifier
@@ -242,6 +243,24 @@ async def test_a_token_that_was_good_is_refused_once_it_has_expired(forge: Forge
     await asyncio.sleep(1.1)
     with pytest.raises(Unauthenticated):
         await verifier.verify(almost)
+
+
+async def test_of_the_tokens_that_were_verified_those_used_last_are_remembered(
+    keys: KeyRing, verifier: TokenVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified: list[str] = []
+    decode = jwt.decode
+
+    def counting(token: str, *arguments: Any, **options: Any) -> Any:
+        verified.append(token)
+        return decode(token, *arguments, **options)
+
+    monkeypatch.setattr(jwt, "decode", counting)
+    monkeypatch.setattr(identity, "_REMEMBERED", 2)
+    alice, bob, carol = (keys.player_token(user) for user in ("alice", "bob", "carol"))
+    for token in (alice, bob, alice, carol, alice, bob):
+        await verifier.verify(token)
+    assert verified == [alice, bob, carol, bob]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"keys": 1}'])
