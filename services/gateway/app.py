@@ -11,17 +11,17 @@ from aiohttp import web
 from services.common.clock import Clock
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
-from services.gateway import rufh, tus
+from services.gateway import contract, encode, openapi, reference, rufh, tus
 from services.gateway.access import Access
 from services.gateway.appends import Appends
 from services.gateway.chunks import ChunkRoutes
 from services.gateway.config import GatewaySettings
 from services.gateway.cors import Cors
+from services.gateway.documents import Document
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
 from services.gateway.media import MediaRoutes
-from services.gateway.openapi import OpenApiRoutes
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding, RouteError
 from services.gateway.sending import Sender
@@ -53,9 +53,11 @@ def create(
         write_timeout=settings.gateway_write_timeout_seconds,
     ).install(app)
     router = app.router
-    health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings)
-    router.add_get("/api/v1/health", health.get)
-    router.add_get("/openapi.json", openapi.get)
+    router.add_get("/api/v1/health", HealthRoutes(channels, drain).get)
+    described = openapi.document(bindings, contract.comments())
+    router.add_get("/openapi.json", Document(encode.dumps(described), "application/json").get)
+    page = Document(reference.page(described), "text/html; charset=utf-8", reference.HEADERS)
+    router.add_get("/docs", page.get)
     chunks = ChunkRoutes(channels["upload"], settings)
     for url in CHUNK_URLS:
         router.add_post(url, chunks.post)
