@@ -126,8 +126,8 @@ def _until_answers(port: int, path: str, log: Path) -> None:
 
 @contextmanager
 def ours(folder: Path, *, processes: int = 1) -> Iterator[Server]:
-    """Gateway, upload service and broker with the settings they have by themselves, but for ``processes``, and no limit
-    of requests."""
+    """Gateway, upload service and broker with the settings they have by themselves, but for ``processes``, and no
+    limit of requests."""
     folder.mkdir(parents=True)
     keys = KeyRing.create(folder / "keys")
     ports = {name: free_port() for name in ("nats", "upload", "gateway")}

@@ -12,7 +12,7 @@ from services.common.clock import Clock
 from services.common.identity import TokenVerifier
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
-from services.gateway import guests, rufh, tus
+from services.gateway import contract, encode, guests, openapi, reference, rufh, tus
 from services.gateway.access import Access, permission
 from services.gateway.admission import Admission
 from services.gateway.appends import Appends
@@ -20,19 +20,19 @@ from services.gateway.chunks import ChunkRoutes
 from services.gateway.clients import Clients
 from services.gateway.config import GatewaySettings
 from services.gateway.cors import Cors
+from services.gateway.documents import Document
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
 from services.gateway.limits import Ticks
 from services.gateway.media import MediaRoutes
-from services.gateway.openapi import OpenApiRoutes
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding, RouteError
 from services.gateway.sending import Sender
 from services.gateway.transcode import Transcoder
 
 _FIELD = re.compile(r"\{[^}]*\}")
-HEALTH, OPENAPI, STREAM = "/api/v1/health", "/openapi.json", "/api/v1/media/stream/"
+HEALTH, OPENAPI, DOCS, STREAM = "/api/v1/health", "/openapi.json", "/docs", "/api/v1/media/stream/"
 CHUNK_URLS = (
     "/api/v1/challenge-videos/upload/{session_id}/chunk",
     "/api/v1/upload/{session_id}/chunk",
@@ -71,9 +71,11 @@ def create(
         resumable={tus.URL.rstrip("/"): tus.ALWAYS, rufh.URL.rstrip("/"): {}},
     ).install(app)
     router, with_guests = app.router, bool(settings.gateway_guest_key_file)
-    health, openapi = HealthRoutes(channels, drain), OpenApiRoutes(bindings, guests.PATHS if with_guests else {})
-    router.add_get(HEALTH, health.get)
-    router.add_get(OPENAPI, openapi.get)
+    router.add_get(HEALTH, HealthRoutes(channels, drain).get)
+    described = openapi.document(bindings, contract.comments(), guests.PATHS if with_guests else {})
+    router.add_get(OPENAPI, Document(encode.dumps(described), "application/json").get)
+    page = Document(reference.page(described), "text/html; charset=utf-8", reference.HEADERS)
+    router.add_get(DOCS, page.get)
     if with_guests:
         router.add_post(guests.URL, guests.GuestRoutes(settings, ticks).post)
     chunks = ChunkRoutes(channels["upload"], settings)
@@ -111,7 +113,7 @@ def _is_open(request: web.Request) -> bool:
     """Whether it needs no token: what anybody may know, a video by its signature, what there is not."""
     if (
         request.method == "OPTIONS"
-        or request.path in {OPENAPI, guests.URL}
+        or request.path in {OPENAPI, DOCS, guests.URL}
         or request.match_info.http_exception is not None
     ):
         return True

@@ -18,20 +18,21 @@ class Headers(Protocol):
     def getall(self, name: str, default: list[str], /) -> list[str]: ...
 
 
-def evaluate(headers: Headers, etag: str, modified: datetime) -> int | None:
+def evaluate(headers: Headers, etag: str, modified: datetime | None) -> int | None:
     """304 or 412 when the preconditions of a GET or HEAD say so, else None, in the order of section 13.2.2.
 
-    ``etag`` is the opaque part, without quotes; ``modified`` has whole seconds.
+    ``etag`` is the opaque part, without quotes; ``modified`` has whole seconds; where it is
+    None, dates do not count (section 13.1.3).
     """
     if (tags := _list(headers, "If-Match")) is not None:
         if not _matches(tags, etag, weak=False):
             return 412
-    elif (until := _date(headers.get("If-Unmodified-Since"))) is not None and modified > until:
+    elif modified and (until := _date(headers.get("If-Unmodified-Since"))) is not None and modified > until:
         return 412
     if (tags := _list(headers, "If-None-Match")) is not None:
         return 304 if _matches(tags, etag, weak=True) else None
     since = _date(headers.get("If-Modified-Since"))
-    return 304 if since is not None and modified <= since else None
+    return 304 if since is not None and modified is not None and modified <= since else None
 
 
 def range_holds(header: str | None, etag: str, modified: datetime) -> bool:

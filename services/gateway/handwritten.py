@@ -40,6 +40,18 @@ SCHEMAS: Mapping[str, Any] = {
     },
     "ChunkAnswer": {
         "type": "object",
+        "description": "What is stored of the upload, and of this chunk.",
+        "required": [
+            "session_id",
+            "merge_session_id",
+            "video_index",
+            "uploaded_chunks",
+            "remaining_chunks",
+            "progress_percent",
+            "chunk_number",
+            "status",
+            "chunk_hash",
+        ],
         "properties": {
             "session_id": _ID,
             "merge_session_id": {"type": "string"},
@@ -155,16 +167,7 @@ def _bytes(
         "responses": {
             "200": {"description": "The whole file.", "headers": headers(*told), "content": {kind: {}}},
             **({"206": _part(kind, told)} if ranges else {}),
-            **(
-                {
-                    "302": {
-                        "description": "Another delivers the bytes.",
-                        "headers": headers(*OF_ANSWERS, "Location"),
-                    }
-                }
-                if moves
-                else {}
-            ),
+            **({"302": _MOVED} if moves else {}),
             "304": {"description": "The client's copy is current.", "headers": headers(*OF_ANSWERS, "ETag")},
         },
         "x-problems": _MEDIA_PROBLEMS,
@@ -213,6 +216,7 @@ _HEALTH = {
                     "application/json": {
                         "schema": {
                             "type": "object",
+                            "required": ["status", "gateway", "services"],
                             "properties": {
                                 "status": {"type": "string", "enum": ["healthy", "unhealthy"]},
                                 "gateway": {"type": "string"},

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
-from aiohttp import web
-
-from services.gateway import contract, encode, parameters, statuses
+from services.gateway import parameters, statuses
 from services.gateway.handwritten import SCHEMAS
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding
 from services.gateway.schemas import Schemas
+from twotruths.upload.v1.upload_pb2 import Upload
 
 Paths = Mapping[str, Mapping[str, Any]]
 NONE: Paths = MappingProxyType({})
 _SIGNED = "The signature of a streaming_url, which comes with expires and key_id; no token is needed then."
+_EVENTS = 'retry: 2000\n\nid: 9f86d081\ndata: {"session_id":"…"}\n\nid: 9f86d081.end\nevent: end\ndata: {}\n'
 _OVER = "The stream is over, and Last-Event-ID says that the client knows."
+_TAGS = {
+    "Media": "Bytes out: videos, what lies beside them, and uploaded files, by ranges.",
+    "tus": "Uploads by tus 1.0 (https://tus.io/protocols/resumable-upload).",
+    "Resumable Uploads for HTTP": "Uploads by draft-ietf-httpbis-resumable-upload, interop version 8.",
+    "Health": "How the mesh is doing.",
+}
 _VERBS = frozenset({"GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE"})
 _KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
-
-
-class OpenApiRoutes:
-    """Serves the document, made once."""
-
-    def __init__(self, bindings: Sequence[Binding], more: Paths) -> None:
-        self._body = encode.dumps(document(bindings, contract.comments(), more))
-
-    async def get(self, _request: web.Request) -> web.Response:
-        """The document."""
-        return web.Response(body=self._body, content_type="application/json")
 
 
 def document(bindings: Sequence[Binding], comments: Mapping[str, str], more: Paths = NONE) -> dict[str, Any]:
     """The OpenAPI document. ``more``: operations that not every gateway has."""
     schemas = Schemas(comments)
+    schemas.reference(Upload.DESCRIPTOR)  # which routes written by hand answer, whatever the bindings are
     paths: dict[str, dict[str, Any]] = {}
     for binding in bindings:
         if binding.verb not in _VERBS:
@@ -53,10 +50,12 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str], more: Pat
             "title": "twotruths",
             "version": "1",
             "summary": "Three clips in, one video out, and a guess",
+            "description": files("services.gateway").joinpath("introduction.md").read_text(encoding="utf-8"),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}],
+        "tags": _tags(bindings, comments, paths),
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(({**schemas.components, **SCHEMAS}).items())),
@@ -67,6 +66,17 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str], more: Pat
             },
         },
     }
+
+
+def _tags(
+    bindings: Sequence[Binding], comments: Mapping[str, str], paths: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, str]]:
+    """The services that have routes, with their comments, then the tags of what is written by hand."""
+    services = {b.method.containing_service.name: b.method.containing_service.full_name for b in bindings}
+    texts = {name: comments.get(services[name], "") for name in sorted(services)} | _TAGS
+    used = {operation["tags"][0] for operations in paths.values() for operation in operations.values()}
+    names = [*(name for name in texts if name in used), *sorted(used - texts.keys())]
+    return [{"name": name, "description": texts.get(name, "")} for name in names]
 
 
 def _operation(binding: Binding, schemas: Schemas, comments: Mapping[str, str]) -> dict[str, Any]:
@@ -132,7 +142,7 @@ def _answer(binding: Binding, schemas: Schemas) -> dict[str, Any]:
             "headers": statuses.headers(*statuses.OF_ANSWERS),
             "description": "Each change as the data of an event, then an event named end.",
             "content": {
-                "text/event-stream": {"schema": {"type": "string"}},
+                "text/event-stream": {"schema": {"type": "string"}, "example": _EVENTS},
                 "application/x-ndjson": {"schema": {"type": "object", "properties": {"result": schema}}},
             },
         }

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.gateway import handwritten
+from services.gateway.statuses import OF_ANSWERS
+from services.gateway.statuses import headers as told
 
 _ID = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
 _BYTES = {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string"}
 _FLAG = {"type": "string", "enum": ["?0", "?1"]}
 _PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
-_LIMITS = ("RateLimit", "RateLimit-Policy")
 
 
 def _header(name: str, schema: Mapping[str, Any] = _TEXT, *, required: bool = False) -> dict[str, Any]:
@@ -33,8 +34,8 @@ def _operation(
     body: str = "",
     problems: Sequence[int] = _PROBLEMS,
 ) -> dict[str, Any]:
-    response = {"description": "Done.", "headers": {header: {"schema": _TEXT} for header in (*headers, *_LIMITS)}}
-    content = {"required": False, "content": {body: {}}}
+    response = {"description": "Done.", "headers": told(*headers, *OF_ANSWERS)}
+    content = {"required": name.endswith("Patch"), "content": {body: {}}}
     return {
         "operationId": name,
         "tags": [tag],
@@ -56,9 +57,9 @@ def _tus() -> dict[str, Any]:
         ("Location", "Upload-Offset", "Upload-Expires"),
         (
             _VERSION,
-            _header("Upload-Length", _BYTES),
+            _header("Upload-Length", _BYTES) | {"example": 8100000},
             _header("Upload-Defer-Length", {"type": "string", "const": "1"}),
-            _header("Upload-Metadata"),
+            _header("Upload-Metadata") | {"example": "filename Y2xpcC5tcDQ=,filetype dmlkZW8vbXA0"},
             _header("Upload-Concat"),
             _header("Upload-Checksum"),
             _header("Idempotency-Key"),
@@ -105,9 +106,9 @@ def _rufh() -> dict[str, Any]:
         201,
         ("Location", *state),
         (
-            completes,
+            completes | {"example": "?1"},
             length,
-            _header("Content-Disposition"),
+            _header("Content-Disposition") | {"example": 'attachment; filename="clip.mp4"'},
             _header("Repr-Digest"),
             digest,
             _header("Upload-Draft-Interop-Version", {"type": "string", "const": "8"}),
@@ -126,6 +127,13 @@ def _rufh() -> dict[str, Any]:
         (_ID, offset, completes, length, digest),
         body="application/partial-upload",
     )
+    whole: dict[str, Any] = {
+        "description": "The content was the last: the file is made.",
+        "headers": told("Upload-Complete", "Upload-Offset", "X-Request-Id"),
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Upload"}}},
+    }
+    create["responses"]["200"] = whole | {"headers": told("Location") | whole["headers"]}
+    patch["responses"]["200"] = whole
     head = _operation("RufhHead", tag, "How far an upload is.", 204, state, (_ID,))
     delete = _operation("RufhDelete", tag, "Gives an upload up.", 204, (), (_ID,))
     limits = ("Accept-Patch", "Upload-Limit")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
@@ -29,7 +28,8 @@ _WELL_KNOWN: Mapping[str, Schema] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"},
 }
-_EXAMPLE = re.compile(r'Example: ("[^"]*"|-?[0-9]+(?:\.[0-9]+)?)')
+_EXAMPLE = "Example: "  # before JSON; one element of a list will do
+_JSON = json.JSONDecoder()
 
 
 class Schemas:
@@ -88,9 +88,7 @@ class Schemas:
                 schema = _or_null(schema)
         if comment := self._comments.get(field.full_name):
             schema["description"] = comment
-            if found := _EXAMPLE.search(comment):
-                example = json.loads(found[1])
-                schema["examples"] = [[example] if schema.get("type") == "array" else example]
+            schema |= _example(comment, many=schema.get("type") == "array")
         return schema
 
     def _single(self, field: F, *, request: bool) -> Schema:
@@ -121,6 +119,16 @@ class Schemas:
                 "description": "\n".join(lines).strip(),
             }
         return {"$ref": f"#/components/schemas/{enum.name}"}
+
+
+def _example(comment: str, *, many: bool) -> Schema:
+    """The example that a comment gives as JSON; others are for people."""
+    example = comment.partition(_EXAMPLE)[2]
+    try:
+        found, _ = _JSON.raw_decode(example)
+    except ValueError:
+        return {}
+    return {"examples": [[found] if many and not isinstance(found, list) else found]}
 
 
 def _or_null(schema: Schema) -> Schema:

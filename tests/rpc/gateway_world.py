@@ -110,7 +110,7 @@ class FakeUploads(upload_service_pb2_grpc.UploadServiceServicer):
             context.owner(),
             request.filename,
             request.file_size,
-            request.chunk_size or 4,
+            request.chunk_size or max(4, request.file_size >> 10),  # an answer has bounds
             mime_type=request.mime_type,
             length_deferred=request.defer_length,
             purpose=U.UPLOAD_PURPOSE_PARTIAL if request.partial else U.UPLOAD_PURPOSE_GENERIC,

@@ -39,10 +39,19 @@ def test_bounds_of_maps_and_bytes_are_told(document: dict[str, Any]) -> None:
         "description": "",
         "minLength": 1,
         "maxLength": 4096,
+        "examples": ["clip.mp4"],
     }
     assert fields["metadata"]["propertyNames"] == {"minLength": 1, "maxLength": 64}
     assert fields["metadata"]["additionalProperties"]["maxLength"] == 1024
     assert fields["mime_type"]["examples"] == ["video/mp4"]
+
+
+def test_an_example_may_be_any_json(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    sizes = schemas["InitiateMergeBody"]["properties"]["video_file_sizes"]
+    assert sizes["examples"] == [[8100000, 5000000, 7000000]]
+    metadata = schemas["CreateChallengeBody"]["properties"]["merged_video_metadata"]["examples"][0]
+    assert [segment["statement_index"] for segment in metadata["segments"]] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
