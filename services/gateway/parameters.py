@@ -14,7 +14,7 @@ from services.gateway.schemas import Schemas
 
 _MAX_DEPTH = 3
 _HEADERS = {
-    "request_id": ("Idempotency-Key", "Stands for request_id where the body has none.", 130),
+    "request_id": ("Idempotency-Key", "Stands for request_id where the body has none.", 128),
     "network_type": ("X-Network-Type", "Stands for network_type where it is not given.", 32),
     "device_type": ("X-Device-Type", "Stands for device_type where it is not given.", 32),
 }

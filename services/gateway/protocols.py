@@ -129,7 +129,7 @@ def _rufh() -> dict[str, Any]:
     )
     whole: dict[str, Any] = {
         "description": "The content was the last: the file is made.",
-        "headers": told("Upload-Complete", "Upload-Offset", "X-Request-Id"),
+        "headers": told("Upload-Complete", "Upload-Offset", *OF_ANSWERS),
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Upload"}}},
     }
     create["responses"]["200"] = whole | {"headers": told("Location") | whole["headers"]}
