@@ -57,7 +57,8 @@ class Samples:
         kinds = schema.get("type", "string")
         match kinds if isinstance(kinds, str) else kinds[0]:
             case "object":
-                found: Any = dict(self._members(schema, depth))
+                # A message may hold itself.
+                found: Any = dict(self._members(schema, depth)) if depth < _MOST_NESTED else {}
             case "array":
                 least = schema.get("minItems", 0) or int(depth < _MOST_NESTED)
                 found = [self.value(schema["items"], name, depth + 1)] * least

@@ -24,7 +24,7 @@ ROUTES = {
     "initiate": "POST /api/v1/upload/initiate",
     "file": f"GET /api/v1/files/{ID}",
 }
-TOLD_ANEW = {"x-request-id", "date"}
+TOLD_ANEW = {"x-request-id", "date", "ratelimit"}
 
 
 @dataclass
