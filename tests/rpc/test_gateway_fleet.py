@@ -100,7 +100,8 @@ async def world(keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
 async def running(world: World, port: int | None = None, **settings: object) -> AsyncIterator[Fleet]:
     """A fleet of two before the world's services, started."""
     targets = {f"{name}_target": f"{HOST}:{server.port}" for name, server in world.servers.items()}
-    values = {"data_dir": world.folder / "data", "log_format": "json", "gateway_processes": 2} | settings
+    values: dict[str, object] = {"data_dir": world.folder / "data", "log_format": "json", "gateway_processes": 2}
+    values |= {"gateway_requests_per_second_address": 0} | settings  # as many requests as the tests like
     folder = world.folder / uuid.uuid4().hex
     folder.mkdir()
     fleet = Fleet(world.keys.settings() | targets | values, folder, port)
@@ -241,6 +242,7 @@ async def test_who_comes_while_all_are_killed_waits_for_the_next(world: World) -
         before = fleet.children()
         for pid in before.values():
             os.kill(pid, signal.SIGKILL)
+        await asyncio.gather(*map(gone, before.values()))  # until then one may still answer
         await asyncio.wait_for(fleet.ask(), START_SECONDS)
         assert not set(fleet.children().values()) & set(before.values())
 
