@@ -115,7 +115,7 @@ def _memory(server: Server, file: str, upload: str) -> Iterator[Result]:
         yield _bound("gateway.slow_readers_mib", server.rss("gateway") - before, "MiB", 60)
     events = request(f"/api/v1/upload/{upload}/events")
     with egress.connections(server.port, events, READERS):
-        """gRPC gives a call the memory that calls before it took."""
+        pass  # gRPC gives a call the memory that calls before it took
     before = server.rss("gateway")
     with egress.connections(server.port, events, SUBSCRIBERS):
         grown = (server.rss("gateway") - before) * 1024 / SUBSCRIBERS

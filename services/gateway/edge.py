@@ -90,9 +90,7 @@ class Edge:
         if request.method == "OPTIONS" and isinstance(error, web.HTTPMethodNotAllowed):
             allowed = ", ".join(sorted({*error.allowed_methods, "OPTIONS"}))
             return web.Response(status=204, headers={"Allow": allowed})
-        if (
-            request.method == "OPTIONS" and request.raw_path == "*"
-        ):  # of the server as a whole there is nothing to say
+        if request.method == "OPTIONS" and request.raw_path == "*":  # the server as a whole: nothing to say of it
             return web.Response(status=204)
         if started is None:
             problem = _problem(request, error)

@@ -34,7 +34,7 @@ _OURS: Mapping[int, str] = {
     414: "URI_TOO_LONG the path with its query has more bytes than are taken",
     415: "UNSUPPORTED_MEDIA_TYPE the body is of no kind that is taken here",
     416: "RANGE_NOT_SATISFIABLE the range begins after the end",
-    417: "EXPECTATION_FAILED Expect asks for something other than 100-continue",
+    417: "UNKNOWN_EXPECTATION Expect asks for something other than 100-continue",
     429: "TOO_MANY_REQUESTS the player, or the address, asks too often",
     431: "HEADERS_TOO_LARGE a header has more bytes than are taken",
 }
