@@ -197,6 +197,13 @@ async def test_a_job_that_is_stopped_while_its_file_is_being_stored_leaves_none(
     scratch.close()
 
 
+def normalised(made: Outcome) -> Session:
+    """A session whose one clip was normalised."""
+    units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    return Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
+
+
 async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_none(tmp_path: Path) -> None:
     class Full(DirectoryObjectStore):
         refused = "video.mp4"
@@ -210,9 +217,7 @@ async def test_a_merge_whose_files_cannot_all_be_stored_or_do_not_count_leaves_n
     await DirectoryObjectStore(tmp_path).put_file("merges/s/a.mov", tmp_path / "clip")
     objects, scratch = Full(tmp_path), Scratch(tmp_path / "scratch")
     made = Outcome(object_key="merges/s/a.mov", frames=(30,), sha256=hashlib.sha256(b"clip").hexdigest())
-    units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
-    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
-    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
+    session = normalised(made)
     work, ref = MergeWork(objects, SteeredMedia(), scratch, patience=AT_ONCE), UnitRef(JobKind.MERGE, -1, 0, 1)
     with pytest.raises(MediaError, match="storage_unavailable"):
         await work.do(session, ref, "token", lambda *_: None)
@@ -230,9 +235,7 @@ async def test_a_prepared_clip_that_changed_since_it_was_verified_is_not_merged(
     await (objects := DirectoryObjectStore(tmp_path)).put_file("merges/s/a.mov", tmp_path / "clip")
     scratch, digest = Scratch(tmp_path / "scratch"), hashlib.sha256(b"Clip").hexdigest()
     made = Outcome(object_key="merges/s/a.mov", frames=(30,), sha256=digest)
-    units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
-    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
-    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
+    session = normalised(made)
     work, ref = MergeWork(objects, SteeredMedia(), scratch), UnitRef(JobKind.MERGE, -1, 0, 1)
     with pytest.raises(MediaError, match="verification_failed"):
         await work.do(session, ref, "token", lambda *_: None)
@@ -427,9 +430,7 @@ async def test_no_answer_of_a_child_gets_into_the_record_unchecked(tmp_path: Pat
     await (objects := DirectoryObjectStore(tmp_path)).put_file("uploads/a", tmp_path / "clip")
     scratch, digest = Scratch(tmp_path / "scratch"), hashlib.sha256(b"clip").hexdigest()
     made = Outcome(object_key="uploads/a", frames=(30,), sha256=digest)
-    units = (Unit(JobKind.NORMALISE, 0, NOW, state=UnitState.DONE, outcome=made),)
-    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
-    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64), units=units)
+    session = normalised(made)
     ref = UnitRef(kind, -1 if kind is JobKind.MERGE else 0, 0, 1)
     with pytest.raises(MediaError, match="worker_failed"):
         await MergeWork(objects, TakenOver(), scratch).do(session, ref, "token", lambda *_: None)
