@@ -15,7 +15,7 @@ from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.memory import MemoryProgressBus, MemoryStateStore
 from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.context import CallContext, Principal, serving
-from services.common.errors import Aborted
+from services.common.errors import Aborted, AlreadyExists
 from services.common.state import owned_key
 from services.upload.adapters.directory_parts import DirectoryPartStore
 from services.upload.adapters.memory_parts import MemoryPartStore
@@ -31,7 +31,7 @@ from services.upload.reasons import Reason
 from services.upload.records import UploadRecords
 from services.upload.requests import NewFile, new_upload
 from services.upload.stream import AppendMessage, AppendStart, AppendStream
-from tests.memory_bucket import MemoryBucket
+from tests.memory_bucket import MemoryBucket, writer
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 BODY = b"01234567"
@@ -109,3 +109,41 @@ async def test_whoever_appends_while_the_length_is_told_elsewhere_stores_nothing
     await take(replicas[1], new(BODY[await reached() : size]))
     parts = Grid(size, 8).manifest((await replicas[1].list_parts(key, Grid(size, 8))).parts)
     assert [part.length for part in parts] == [size]
+
+
+async def test_an_append_is_acknowledged_for_no_byte_that_another_takes_back() -> None:
+    """Nor while the other's longer tail still lies there."""
+    bucket, grid = MemoryBucket(), Grid(1000, 1000)
+    objects = S3ObjectStore(bucket)
+
+    async def admit(_: int) -> Grid:
+        return grid
+
+    async def count() -> None:
+        """Lets the bytes count."""
+
+    async def append(store: S3PartStore, name: str, data: bytes) -> int:
+        writer.set(name)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield data
+
+        return await store.append_tail("upload", grid, admit, pieces(), count)
+
+    with S3PartStore(bucket, objects) as one, S3PartStore(bucket, objects) as two:
+        await append(one, "first", b"base")
+        at_put, put = bucket.hold("newer", "put")
+        at_end, end = bucket.hold("older", "list", 5)
+        takes_back, back = bucket.hold("newer", "delete")
+        newer = asyncio.create_task(append(two, "newer", b"bbbb"))
+        await at_put.wait()
+        older = asyncio.create_task(append(one, "older", b"aaa"))
+        await at_end.wait()
+        put.set()
+        await takes_back.wait()
+        end.set()
+        assert await older == 7
+        back.set()
+        with pytest.raises(AlreadyExists):
+            await newer
+        assert (await one.list_parts("upload", grid)).offset(grid) == 7

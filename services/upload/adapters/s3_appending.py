@@ -49,8 +49,9 @@ class S3Append:
         self._stored = b""  # the part that the append is at, when it is stored already
         self._whole: list[Draft] = []  # with at_once: parts that wait for the end
 
-    async def receive(self, offset: int, tail: Tail | None, pieces: AsyncIterator[Buffer]) -> None:
-        """Takes the pieces, which begin at ``offset``, where the tail ends if there is one."""
+    async def receive(self, offset: int, tail: Tail | None, pieces: AsyncIterator[Buffer]) -> int:
+        """Takes the pieces, which begin at ``offset``, where the tail ends if there is one. Answers where they
+        end."""
         if tail is not None:
             await self._reach(tail.number, tail.length)
             await self._make_part()  # as it may be when the length was told only now
@@ -65,6 +66,7 @@ class S3Append:
         finally:
             if not self._at_once:
                 await settled(self._store_tail())
+        return offset
 
     async def _take(self, number: int, view: memoryview, offset: int) -> None:
         """Gathers bytes of one part, or compares them when it is stored."""

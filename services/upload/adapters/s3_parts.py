@@ -20,6 +20,7 @@ import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -118,8 +119,10 @@ class S3PartStore:
             folder = S3Folder(self._bucket, upload)
             with _storage_errors(), contextlib.ExitStack() as files:
                 append = S3Append(folder, appender, files, self._run, grid, count, at_once=at_once)
-                await append.receive(offset, ledger.tail, pieces)
-            return (await self.list_parts(upload, grid)).offset(grid)
+                reached = await append.receive(offset, ledger.tail, pieces)
+            # Parts that were there already lead further; a longer tail is another writer's, who may take it back.
+            parts = replace(await self.list_parts(upload, grid), tail=None)
+            return max(reached, parts.offset(grid))
 
     async def list_parts(self, upload: str, grid: Grid) -> Ledger:
         stored = [c async for c in S3Folder(self._bucket, upload).candidates() if c.number < grid.total]
