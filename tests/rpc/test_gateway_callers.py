@@ -28,7 +28,7 @@ GOOD: dict[str, Any] = {"filename": "a.mp4", "file_size": 10, "mime_type": "vide
 @pytest.fixture
 async def world(keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
     # What services say is looked at here, without what the gateway adds.
-    async with open_world(keys, tmp_path, gateway_requests_per_second_user=0) as world:
+    async with open_world(keys, tmp_path) as world:
         yield world
 
 

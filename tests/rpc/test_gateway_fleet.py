@@ -19,7 +19,7 @@ import pytest
 from mesh.health import http, until_healthy
 from services.common.keys import KeyRing
 from tests.processes import HOST, START_SECONDS, ServiceProcess, free_port
-from tests.rpc.gateway_world import World, connection, open_world
+from tests.rpc.gateway_world import UNLIMITED, World, connection, open_world
 
 CONTENT = os.urandom(1 << 20) * 50
 _IS_PROCESS = re.compile(r"(gateway-\d+) is process (\d+)")
@@ -100,8 +100,9 @@ async def world(keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
 async def running(world: World, port: int | None = None, **settings: object) -> AsyncIterator[Fleet]:
     """A fleet of two before the world's services, started."""
     targets = {f"{name}_target": f"{HOST}:{server.port}" for name, server in world.servers.items()}
-    values: dict[str, object] = {"data_dir": world.folder / "data", "log_format": "json", "gateway_processes": 2}
-    values |= {"gateway_requests_per_second_address": 0} | settings  # as many requests as the tests like
+    values = (
+        {"data_dir": world.folder / "data", "log_format": "json", "gateway_processes": 2} | UNLIMITED | settings
+    )
     folder = world.folder / uuid.uuid4().hex
     folder.mkdir()
     fleet = Fleet(world.keys.settings() | targets | values, folder, port)

@@ -17,6 +17,8 @@ from services.common.keys import ALL_SCOPES, KeyRing
 from services.gateway.limits import SECOND
 from tests.rpc.gateway_world import World, open_world
 
+LIMITS = {"gateway_requests_per_second_user": 200, "gateway_requests_per_second_address": 100}
+
 URL = "/api/v1/guest"
 GOOD = {"filename": "a.mp4", "file_size": 10, "mime_type": "video/mp4"}
 
@@ -41,7 +43,9 @@ async def test_a_guest_is_a_player_of_its_own(
 ) -> None:
     key = str(keys.directory / "players.pem")
     caplog.set_level(logging.INFO)
-    async with open_world(keys, tmp_path, gateway_guest_key_file=key, gateway_guest_seconds=600) as world:
+    async with open_world(
+        keys, tmp_path, gateway_guest_key_file=key, gateway_guest_seconds=600, **LIMITS
+    ) as world:
         assert [r.levelno for r in caplog.records if "ANYONE MAY" in r.getMessage()] == [logging.WARNING]
         one = await guest(world, Authorization="Bearer one that has run out")
         other = await guest(world)
@@ -70,7 +74,7 @@ async def test_an_address_gets_few_guests(keys: KeyRing, tmp_path: Path) -> None
         "gateway_guest_key_file": str(keys.directory / "players.pem"),
         "gateway_trusted_proxies": "127.0.0.1/32",
     }
-    async with open_world(keys, tmp_path, ticks=lambda: now, **settings) as world:
+    async with open_world(keys, tmp_path, ticks=lambda: now, **LIMITS | settings) as world:
         for _ in range(10):
             await guest(world)
         async with world.call("POST", URL, user="") as response:

@@ -25,7 +25,7 @@ from services.common.keys import KeyRing
 from services.gateway import wiring
 from services.gateway.config import GatewaySettings
 from services.upload.domain import Upload
-from tests.rpc.gateway_world import connection
+from tests.rpc.gateway_world import UNLIMITED, connection
 from tests.rpc.upload_fixtures import SESSION, Mesh, running
 from twotruths.upload.v1 import upload_service_pb2 as pb
 
@@ -83,8 +83,7 @@ async def edge_of(keys: KeyRing, tmp_path: Path, **changes: object) -> AsyncIter
             running(keys, tmp_path, MemoryStateStore[Upload](), upload_chunk_size=16 << 10, **changes)
         )
         away = dict.fromkeys(("merge_target", "challenge_target"), "127.0.0.1:9")
-        values = keys.settings() | away | {"gateway_listen": "127.0.0.1:0", "data_dir": tmp_path}
-        values |= {"gateway_requests_per_second_user": 0}  # what the upload service says is looked at alone
+        values = keys.settings() | away | {"gateway_listen": "127.0.0.1:0", "data_dir": tmp_path} | UNLIMITED
         settings = GatewaySettings(**values, upload_target=f"127.0.0.1:{mesh.app.server.port}")
         gateway = await stack.enter_async_context(wiring.build(settings, store=DirectoryObjectStore(tmp_path)))
         await gateway.server.start()
