@@ -17,7 +17,7 @@ from services.common.keys import ALL_SCOPES, KeyRing
 from services.gateway.limits import SECOND
 from tests.rpc.gateway_world import World, open_world
 
-LIMITS = {"gateway_requests_per_second_user": 200, "gateway_requests_per_second_address": 100}
+LIMITS: dict[str, Any] = {"gateway_requests_per_second_user": 200, "gateway_requests_per_second_address": 100}
 
 URL = "/api/v1/guest"
 GOOD = {"filename": "a.mp4", "file_size": 10, "mime_type": "video/mp4"}
