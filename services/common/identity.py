@@ -43,11 +43,13 @@ def service_audience(service: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """Claims of a token, and the key that verified it."""
+    """Whom a token speaks for, until when, and the key that verified it."""
 
+    principal: Principal
+    expires: float  # seconds since the epoch
+    keys: KeySet
     key_id: str
     key: jwt.PyJWK
-    claims: dict[str, Any]
 
 
 class TokenVerifier:
@@ -78,38 +80,25 @@ class TokenVerifier:
         if len(token) > MAX_TOKEN_BYTES:
             raise refused
         try:
-            claims = await self._claims(token)
+            return (await self._known(token) or await self._verify(token)).principal
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError) as error:
             log.info("token refused", extra={"data": {"why": type(error).__name__}})
             raise refused from None
         except NoKeySet as error:
             log.error("no key set", extra={"data": {"source": str(error)}})  # noqa: TRY400  KeySet said why
             raise Unavailable("tokens cannot be verified now", retry_after=5) from error
-        if claims["iss"] == SERVICE_ISSUER:
-            if INTERNAL_SCOPE not in _scopes(claims) or not claims["sub"].startswith("service:"):
-                raise refused
-            return Principal(claims["sub"], frozenset({INTERNAL_SCOPE}), is_service=True)
-        return Principal(claims["sub"], _scopes(claims) - {INTERNAL_SCOPE})
 
-    async def _claims(self, token: str) -> dict[str, Any]:
-        """The token's claims. A phone sends the same token with every chunk: its signature is verified once, as
-        long as it has not expired and its key is the one that it was verified with."""
+    async def _known(self, token: str) -> _Verified | None:
+        """What is remembered of the token. A phone sends the same one with every chunk: its signature is verified
+        once, as long as it has not expired and its key is the one that it was verified with."""
         known = self._verified.get(token)
-        if known is not None and known.claims["exp"] > time.time() - _LEEWAY_SECONDS:
-            keys, _ = self._issuers[known.claims["iss"]]
-            if await keys.key(known.key_id) is known.key:
-                self._remember(token, known)
-                return known.claims
+        if known is None:
+            return None
+        if known.expires > time.time() - _LEEWAY_SECONDS and await known.keys.key(known.key_id) is known.key:
+            self._verified.move_to_end(token)
+            return known
         self._verified.pop(token, None)
-        found = await self._verify(token)
-        self._remember(token, found)
-        return found.claims
-
-    def _remember(self, token: str, found: _Verified) -> None:
-        self._verified[token] = found
-        self._verified.move_to_end(token)
-        if len(self._verified) > _REMEMBERED:
-            self._verified.popitem(last=False)
+        return None
 
     async def _verify(self, token: str) -> _Verified:
         unverified = jwt.api_jws.decode_complete(token, options={"verify_signature": False})
@@ -133,7 +122,20 @@ class TokenVerifier:
             options={"require": ["exp", "iss", "aud", "sub"], "strict_aud": True},
         )
         _check(claims)
-        return _Verified(key_id, key, claims)
+        found = _Verified(_principal(claims), claims["exp"], keys, key_id, key)
+        self._verified[token] = found
+        if len(self._verified) > _REMEMBERED:
+            self._verified.popitem(last=False)
+        return found
+
+
+def _principal(claims: dict[str, Any]) -> Principal:
+    """Whom the claims of a verified token name. Raises InvalidTokenError."""
+    if claims["iss"] != SERVICE_ISSUER:
+        return Principal(claims["sub"], _scopes(claims) - {INTERNAL_SCOPE})
+    if INTERNAL_SCOPE not in _scopes(claims) or not claims["sub"].startswith("service:"):
+        raise jwt.InvalidTokenError("no service of the mesh")
+    return Principal(claims["sub"], frozenset({INTERNAL_SCOPE}), is_service=True)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -67,11 +67,10 @@ class KeySet:
     def _read(self) -> None:
         version: object = "unreadable"
         try:
+            if _version(os.stat(self._source)) == self._version:
+                return
             with open(self._source, "rb") as file:
-                stat = os.fstat(file.fileno())
-                version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-                if version == self._version:
-                    return
+                version = _version(os.fstat(file.fileno()))
                 self._load(file.read(_MAX_BYTES + 1))
         except (OSError, ValueError) as error:
             if version != self._version:
@@ -115,6 +114,10 @@ class KeySet:
             except (jwt.PyJWTError, KeyError, TypeError, ValueError, AttributeError) as error:
                 log.warning("key set %s: a key is left out: %s", self._source, type(error).__name__)
         self._keys, self._loaded = keys, True
+
+
+def _version(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 class KeyRing:

@@ -8,6 +8,7 @@ then no new ones are taken and the running ones end; workers stop; dependencies 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -88,6 +89,7 @@ async def _serve(app: App, settings: CommonSettings, name: str, told: _Told) -> 
     await app.server.start()
     await app.server.set_serving(True)
     told.started()
+    gc.freeze()  # what there is now stays: each collection of the oldest generation would walk it in vain
     log.info("%s serves on port %d", name, app.server.port)
     loops = [asyncio.create_task(loop(), name=getattr(loop, "__qualname__", "loop")) for loop in app.background]
     stop = asyncio.create_task(told.stop.wait())

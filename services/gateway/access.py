@@ -6,13 +6,12 @@ forgotten soon enough for a withdrawn video to vanish, and only a permission is 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar, cast
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 import grpc
@@ -33,13 +32,13 @@ from twotruths.upload.v1.upload_pb2 import File
 from twotruths.upload.v1.upload_service_pb2 import GetFileRequest
 from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
 
-T = TypeVar("T", Video, File)
+T = TypeVar("T")
 
 _MAX_REMEMBERED = 4096
 _SIGNED = "signature"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared as itself: what is remembered of it is found fast
 class Readable:
     """A file that the caller may read. ``modified_at`` has whole seconds, as HTTP dates do."""
 
@@ -49,6 +48,14 @@ class Readable:
     mime_type: str
     filename: str
     modified_at: datetime
+
+
+class _Found(Generic[T]):
+    """What a service said of a file, and the file, made once: players ask for it again and again."""
+
+    def __init__(self, record: T, file: Readable) -> None:
+        self.record = record
+        self.file = file
 
 
 class Access:
@@ -68,12 +75,11 @@ class Access:
         self._signer = signer
         self._settings = settings
         self._clock = clock
-        self._remembered: OrderedDict[tuple[str, bytes], tuple[float, Video | File]] = OrderedDict()
+        self._remembered: OrderedDict[tuple[str, Metadata], tuple[float, _Found[Any]]] = OrderedDict()
 
     async def video(self, request: web.Request) -> Readable:
         """The video's own file."""
-        video = await self.merged(request)
-        return _readable(video, f"{video.video_file_id}.mp4", video.created_at)
+        return (await self._video(request)).file
 
     async def poster(self, request: web.Request) -> Readable:
         """The picture of one of its statements."""
@@ -95,6 +101,12 @@ class Access:
 
     async def merged(self, request: web.Request, *, with_sidecars: bool = False) -> Video:
         """The video of a stream request: by the signature in its query, else by the player's token."""
+        video = (await self._video(request)).record
+        if with_sidecars and not video.HasField("sidecars"):
+            raise _no_sidecar()
+        return video
+
+    async def _video(self, request: web.Request) -> _Found[Video]:
         video_id = request.match_info["video_file_id"]
         if _SIGNED in request.query:
             query = request.query
@@ -110,20 +122,20 @@ class Access:
         else:
             metadata = self._caller(request)
 
-        async def ask() -> Video:
+        async def ask() -> _Found[Video]:
             answer = await self._videos.GetVideo(
                 GetVideoRequest(video_file_id=video_id),
                 metadata=metadata,
                 timeout=self._settings.gateway_call_timeout_seconds,
             )
-            return answer.video
+            video = answer.video
+            return _Found(video, _readable(video, f"{video.video_file_id}.mp4", video.created_at))
 
-        video = await self._remember((f"video/{video_id}", _digest(metadata)), ask)
-        if _SIGNED in request.query and "public" in request.query and video.visibility != VISIBILITY_PUBLIC:
+        found = await self._remember((f"video/{video_id}", metadata), ask)
+        public = _SIGNED in request.query and "public" in request.query
+        if public and found.record.visibility != VISIBILITY_PUBLIC:
             raise Problem(403, "VIDEO_WITHDRAWN", "this video is not public any more")
-        if with_sidecars and not video.HasField("sidecars"):
-            raise _no_sidecar()
-        return video
+        return found
 
     async def elsewhere(self, request: web.Request) -> GetPlaybackResponse | None:
         """Where the bytes of a video are for whom the signature in the query permits it, once :meth:`merged` has
@@ -142,26 +154,26 @@ class Access:
         """The uploaded file of a request, by the player's token."""
         file_id, metadata = request.match_info["file_id"], self._caller(request)
 
-        async def ask() -> File:
+        async def ask() -> _Found[File]:
             answer = await self._upload.GetFile(
                 GetFileRequest(file_id=file_id),
                 metadata=metadata,
                 timeout=self._settings.gateway_call_timeout_seconds,
             )
-            return answer.file
+            file = answer.file
+            return _Found(file, _readable(file, file.filename, file.completed_at))
 
-        file = await self._remember((f"file/{file_id}", _digest(metadata)), ask)
-        return _readable(file, file.filename, file.completed_at)
+        return (await self._remember((f"file/{file_id}", metadata), ask)).file
 
     def _caller(self, request: web.Request) -> Metadata:
         return callers.metadata(request, max_token=self._settings.gateway_max_token_bytes)
 
-    async def _remember(self, key: tuple[str, bytes], ask: Callable[[], Awaitable[T]]) -> T:
-        """``key`` begins with the kind of what is asked for, so what is remembered under it is a ``T``."""
+    async def _remember(self, key: tuple[str, Metadata], ask: Callable[[], Awaitable[_Found[T]]]) -> _Found[T]:
+        """``key`` begins with the kind of what is asked for, so what is remembered under it is of a ``T``."""
         now = time.monotonic()
         until, known = self._remembered.get(key, (0.0, None))
         if known is not None and now < until:
-            return cast(T, known)
+            return known
         try:
             found = await ask()
         except grpc.aio.AioRpcError as error:
@@ -179,11 +191,6 @@ def permission(request: web.Request) -> str:
         return ""
     names = ("expires", "key_id", _SIGNED, *(("public",) if "public" in request.query else ()))
     return "?" + urlencode({name: request.query.get(name, "") for name in names})
-
-
-def _digest(metadata: Metadata) -> bytes:
-    """Tokens are not kept, only their digests. The token is all that a request's metadata has."""
-    return hashlib.sha256(metadata[0][1].encode()).digest() if metadata else b""
 
 
 def _beside(video: Video, file: StoredFile, name: str, mime_type: str) -> Readable:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import socket
 import sys
-import uuid
 import weakref
 from urllib.parse import parse_qsl, urlencode
 
@@ -71,7 +71,7 @@ class Edge:
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answers every request, whatever the handler does."""
         given = request.headers.get("X-Request-Id", "")
-        request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
         request[CLIENT] = self._clients.address(request)
         with context.serving(context.CallContext(None, request_id)):
             try:

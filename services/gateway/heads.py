@@ -5,6 +5,7 @@ differently must not be guessed at. The connection ends behind such a request.
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http import RawRequestMessage
@@ -56,9 +57,10 @@ def _fault(message: RawRequestMessage) -> Problem | None:
         return Problem(501, "METHOD_NOT_SUPPORTED", "this is no proxy")
     if "#" in message.path:
         return _malformed("a fragment is not sent")
-    if not all(_HOST.fullmatch(host) for host in message.headers.getall("Host", ())):
-        return _malformed("Host is no host")
-    if sum(len(name) + len(value) for name, value in message.raw_headers) > MAX_HEAD_BYTES:
+    for host in message.headers.getall("Host", ()):
+        if not _HOST.fullmatch(host):
+            return _malformed("Host is no host")
+    if sum(map(len, chain.from_iterable(message.raw_headers))) > MAX_HEAD_BYTES:
         return too_large()
     return _framing_fault(message) if "Transfer-Encoding" in message.headers else None
 
