@@ -23,16 +23,19 @@ import grpc
 from bench import egress
 from bench.report import Result, against, publish
 from bench.servers import Server, _process, _until_answers, ours
-from bench.transfer import put
+from bench.transfer import begin_merge, put
 from mesh.ports import HOST
 from mesh.swift import NAMES, SwiftServer
 from services.common.adapters.s3_bucket import open_bucket
 from services.common.settings import CommonSettings
+from services.gateway.config import GatewaySettings
 from tests.processes import free_port
-from twotruths.upload.v1.upload_service_pb2 import GetUploadRequest
-from twotruths.upload.v1.upload_service_pb2_grpc import UploadServiceStub
+from twotruths.merge.v1.merge_service_pb2 import GetMergeRequest
+from twotruths.merge.v1.merge_service_pb2_grpc import MergeServiceStub
 
 SUBSCRIBERS, READERS = 2_000, 200
+S3_READERS: int = GatewaySettings.model_fields["gateway_store_readers"].default
+"""More read from S3 at once only where there are more processes: each of them holds a connection."""
 
 
 def _bound(name: str, ours_: float, unit: str, target: float | None) -> Result:
@@ -69,13 +72,13 @@ def _egress(server: Server, url: str, peer: str, rounds: int, size: int) -> Iter
         yield against(f"egress.range_{name}_vs_nginx", mine, other, "requests/s", target, at_most=False)
 
 
-async def _grpc_p50(server: Server, upload: str, calls: int) -> float:
+async def _grpc_p50(server: Server, session: str, calls: int) -> float:
     metadata = tuple((name.lower(), value) for name, value in server.headers.items())
-    async with grpc.aio.insecure_channel(f"{HOST}:{server.ports['upload']}") as channel:
-        stub, seconds = UploadServiceStub(channel), []
+    async with grpc.aio.insecure_channel(f"{HOST}:{server.ports['merge']}") as channel:
+        stub, seconds = MergeServiceStub(channel), []
         for _ in range(calls):
             began = time.perf_counter()
-            await stub.GetUpload(GetUploadRequest(session_id=upload), metadata=metadata)
+            await stub.GetMerge(GetMergeRequest(merge_session_id=session), metadata=metadata)
             seconds.append(time.perf_counter() - began)
     return statistics.median(seconds) * 1000
 
@@ -91,12 +94,12 @@ def _rest_p50(server: Server, path: str, calls: int) -> float:
     return statistics.median(seconds) * 1000
 
 
-def _calls(server: Server, upload: str, rounds: int) -> Iterator[Result]:
-    path = f"/api/v1/upload/{upload}/status"
+def _calls(server: Server, session: str, rounds: int) -> Iterator[Result]:
+    path = f"/api/v1/challenge-videos/merge-session/{session}/status"
     rest, bare = _median(
         rounds,
         lambda: _rest_p50(server, path, 1000),
-        lambda: asyncio.run(_grpc_p50(server, upload, 1000)),
+        lambda: asyncio.run(_grpc_p50(server, session, 1000)),
     )
     yield against("gateway.rest_vs_grpc_p50", rest, bare, "ms", 2.0, at_most=True)
     url = f"http://{HOST}:{server.port}{path}"
@@ -104,34 +107,40 @@ def _calls(server: Server, upload: str, rounds: int) -> Iterator[Result]:
     yield _bound("gateway.rest_rps", speed, "requests/s", None)
 
 
-def _memory(server: Server, file: str, upload: str) -> Iterator[Result]:
-    def request(path: str) -> bytes:
-        token = server.headers["Authorization"]
-        return f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode()
+def _request(server: Server, path: str) -> bytes:
+    token = server.headers["Authorization"]
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode()
 
+
+def _slow_readers(server: Server, file: str, readers: int) -> float:
+    """MiB that they make the gateway grow by."""
     before = server.rss("gateway")
-    with egress.connections(server.port, request(file), READERS) as opened:
+    with egress.connections(server.port, _request(server, file), readers) as opened:
         egress.trickle(opened, rate=10_000, seconds=10)
-        yield _bound("gateway.slow_readers_mib", server.rss("gateway") - before, "MiB", 60)
-    events = request(f"/api/v1/upload/{upload}/events")
+        return server.rss("gateway") - before
+
+
+def _idle_streams(server: Server, upload: str) -> float:
+    """KiB of the gateway for each."""
+    events = _request(server, f"/api/v1/upload/{upload}/events")
     with egress.connections(server.port, events, READERS):
         pass  # gRPC gives a call the memory that calls before it took
     before = server.rss("gateway")
     with egress.connections(server.port, events, SUBSCRIBERS):
-        grown = (server.rss("gateway") - before) * 1024 / SUBSCRIBERS
-    yield _bound("gateway.idle_sse_kib", grown, "KiB", 40)
+        return (server.rss("gateway") - before) * 1024 / SUBSCRIBERS
 
 
 def _all(folder: Path, rounds: int, size: int, processes: int) -> Iterator[Result]:
-    with ours(folder / "ours", processes=processes) as server:
+    with ours(folder / "ours", processes=processes, merge=True) as server:
         upload = put(server, size)
         (path,) = (folder / "ours" / "data" / "objects" / "uploads").iterdir()
         file = f"/api/v1/files/{upload}"
         with egress.nginx(folder / "nginx", workers=processes, root=path.parent) as peer:
             peer_url = f"http://{HOST}:{peer.port}/{path.name}"
             yield from _egress(server, f"http://{HOST}:{server.port}{file}", peer_url, rounds, size)
-        yield from _calls(server, upload, rounds)
-        yield from _memory(server, file, put(server, 10, complete=False))
+        yield from _calls(server, begin_merge(server), rounds)
+        yield _bound("gateway.slow_readers_mib", _slow_readers(server, file, READERS), "MiB", 60)
+        yield _bound("gateway.idle_sse_kib", _idle_streams(server, put(server, 10, complete=False)), "KiB", 40)
 
 
 def _from_s3(folder: Path, rounds: int, size: int, processes: int) -> Iterator[Result]:
@@ -143,12 +152,15 @@ def _from_s3(folder: Path, rounds: int, size: int, processes: int) -> Iterator[R
         settings = swift.settings()
         os.environ |= {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
         with ours(folder / "ours", processes=processes) as server:
-            file = f"http://{HOST}:{server.port}/api/v1/files/{put(server, size)}"
+            path = f"/api/v1/files/{put(server, size)}"
+            file = f"http://{HOST}:{server.port}{path}"
             upstream = asyncio.run(_presigned(settings))
             with egress.nginx(folder / "nginx", workers=processes, upstream=upstream) as peer:
                 there = f"http://{HOST}:{peer.port}/"
                 measures = (lambda: egress.curl(file, server.headers), lambda: egress.curl(there, {}))
                 mine, other = _median(rounds, *measures)
+            grown = _slow_readers(server, path, S3_READERS * processes)
+        yield _bound("gateway.slow_readers_s3_mib", grown, "MiB", 60)
         yield against("egress.s3_full_vs_nginx", mine, other, "MB/s", 0.4, at_most=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -11,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -125,17 +125,19 @@ def _until_answers(port: int, path: str, log: Path) -> None:
 
 
 @contextmanager
-def ours(folder: Path, *, processes: int = 1) -> Iterator[Server]:
-    """Gateway, upload service and broker with the settings they have by themselves, but for ``processes``, and no
-    limit of requests."""
+def ours(folder: Path, *, processes: int = 1, merge: bool = False) -> Iterator[Server]:
+    """Gateway, upload service, with ``merge`` also that, and broker with the settings they have by themselves, but
+    for ``processes``, and no limit of requests."""
     folder.mkdir(parents=True)
     keys = KeyRing.create(folder / "keys")
-    ports = {name: free_port() for name in ("nats", "upload", "gateway")}
+    ports = {name: free_port() for name in ("nats", "upload", "merge", "gateway")}
     settings: dict[str, object] = keys.settings() | {
         "nats_url": f"nats://{HOST}:{ports['nats']}",
         "data_dir": folder / "data",
         "upload_listen": f"{HOST}:{ports['upload']}",
         "upload_target": f"dns:///{HOST}:{ports['upload']}",
+        "merge_listen": f"{HOST}:{ports['merge']}",
+        "merge_target": f"dns:///{HOST}:{ports['merge']}",
         "gateway_listen": f"{HOST}:{ports['gateway']}",
         "gateway_processes": processes,
         "gateway_requests_per_second_user": 1_000_000,
@@ -147,6 +149,7 @@ def ours(folder: Path, *, processes: int = 1) -> Iterator[Server]:
         commands: dict[str, Sequence[object]] = {
             "nats": (find_server(), "-c", folder / "nats.conf"),
             "upload": (sys.executable, "-m", "services.upload"),
+            **({"merge": (sys.executable, "-m", "services.merge")} if merge else {}),
             "gateway": (sys.executable, "-m", "services.gateway"),
         }
         pids = {
@@ -156,27 +159,27 @@ def ours(folder: Path, *, processes: int = 1) -> Iterator[Server]:
         headers = {"Authorization": f"Bearer {keys.player_token('bench')}"}
         server = Server(ports["gateway"], "native", "/api/v1/upload", headers, pids=pids, ports=ports)
         _until_answers(server.port, "/api/v1/health", folder / "gateway.log")
-        _until_initiates(server)
+        _until_has(server, f"upload/{uuid.UUID(int=1)}/status")
+        if merge:
+            _until_has(server, f"challenge-videos/merge-session/{uuid.UUID(int=1)}/status")
         yield server
 
 
-def _until_initiates(server: Server) -> None:
-    document = {"filename": "a.mp4", "file_size": 100, "mime_type": "video/mp4"}
-    request = urllib.request.Request(
-        f"http://{HOST}:{server.port}/api/v1/upload/initiate",
-        data=json.dumps(document).encode(),
-        headers=server.headers | {"Content-Type": "application/json"},
-    )
+def _until_has(server: Server, path: str) -> None:
+    """Waits until the service behind a path says that there is no such thing."""
+    request = urllib.request.Request(f"http://{HOST}:{server.port}/api/v1/{path}", headers=server.headers)
     deadline = time.monotonic() + 30
     while True:
         try:
             urllib.request.urlopen(request, timeout=5)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return
         except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        else:
-            return
+            pass
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{path} is not served")
+        time.sleep(0.1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Puts a file of random bytes on the server under measurement."""
+"""Puts files of random bytes on the server under measurement, and makes the merge session of three."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ def put(server: Server, size: int, *, complete: bool = True) -> str:
             _call(server, f"/api/v1/upload/{id_}/chunk/{number}", body[:length], "application/octet-stream")
         _call(server, f"/api/v1/upload/{id_}/complete", b"{}", "application/json")
     return id_
+
+
+def begin_merge(server: Server) -> str:
+    """The id of a merge session whose three clips have not come."""
+    document = {
+        "video_count": 3,
+        "video_filenames": ["a.mp4", "b.mp4", "c.mp4"],
+        "video_file_sizes": [1_000_000] * 3,
+        "video_durations": [5, 5, 5],
+        "video_mime_types": ["video/mp4"] * 3,
+    }
+    path = "/api/v1/challenge-videos/upload-for-merge/initiate"
+    return str(_call(server, path, json.dumps(document).encode(), "application/json")["merge_session_id"])
 
 
 def _call(server: Server, path: str, body: bytes, kind: str) -> dict[str, Any]:
