@@ -90,7 +90,7 @@ PATHS: Mapping[str, Mapping[str, Any]] = {
                     },
                 }
             },
-            "x-problems": (500, 503),
+            "x-problems": {500: "", 503: ""},
         }
     }
 }

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from services.gateway.statuses import OF_ANSWERS, headers
+from services.gateway.statuses import OF_ANSWERS, OF_CHUNKS, OF_FILES, OF_VIDEOS, headers
 
 _ID = {"type": "string", "format": "uuid"}
 _HASH = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description": "SHA-256 in hex"}
-_CHUNK_PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
-_MEDIA_PROBLEMS = (400, 401, 403, 404, 409, 412, 416, 500, 503, 504)
 
 SCHEMAS: Mapping[str, Any] = {
     "Problem": {
@@ -75,6 +73,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
             "tags": ["UploadService"],
             "summary": "Stores one chunk.",
             "description": "A form with the file, or the bytes alone with Content-Digest or X-Chunk-SHA256. "
+            "Without a digest nobody notices bytes that were damaged on the way. "
             "The same bytes again are already_exists; other bytes at a taken number are 409.",
             "parameters": [
                 {"name": "session_id", "in": "path", "required": True, "schema": _ID},
@@ -85,7 +84,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
                     "schema": number,
                 },
                 {"name": "X-Chunk-SHA256", "in": "header", "required": False, "schema": _HASH},
-                {"name": "Content-Digest", "in": "header", "required": False, "schema": {"type": "string"}},
+                _condition("Content-Digest", "SHA-256 in base64: `sha-256=:…:` (RFC 9530)"),
             ],
             "requestBody": {
                 "required": True,
@@ -110,7 +109,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
                     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChunkAnswer"}}},
                 }
             },
-            "x-problems": _CHUNK_PROBLEMS,
+            "x-problems": OF_CHUNKS,
         }
     }
 
@@ -170,12 +169,9 @@ def _bytes(
             **({"302": _MOVED} if moves else {}),
             "304": {"description": "The client's copy is current.", "headers": headers(*OF_ANSWERS, "ETag")},
         },
-        "x-problems": _MEDIA_PROBLEMS,
+        "x-problems": OF_VIDEOS if signed else OF_FILES,
     } | ({"security": [{"bearer": []}, {"signed": []}]} if signed else {})
-    return {
-        verb: operation | {"operationId": f"{name}_{verb}", "x-problems": _MEDIA_PROBLEMS}
-        for verb in ("get", "head")
-    }
+    return {verb: operation | {"operationId": f"{name}_{verb}"} for verb in ("get", "head")}
 
 
 def _poster() -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _answer(binding: Binding, schemas: Schemas) -> dict[str, Any]:
 
 
 def _with_problems(operation: Mapping[str, Any]) -> dict[str, Any]:
-    """A hand-written operation lists the statuses of its problems as ``x-problems``."""
+    """A hand-written operation has its problems as ``x-problems``, status → meaning."""
     result = dict(operation)
-    result["responses"] = dict(result["responses"]) | statuses.titled(result.pop("x-problems", ()))
+    result["responses"] = dict(result["responses"]) | statuses.of_handwritten(result.pop("x-problems", {}))
     return result

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from services.gateway import handwritten
-from services.gateway.statuses import OF_ANSWERS
+from services.gateway.statuses import OF_ANSWERS, OF_APPENDS, OF_TUS
 from services.gateway.statuses import headers as told
 
 _ID = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
 _BYTES = {"type": "integer", "minimum": 0}
 _TEXT = {"type": "string"}
 _FLAG = {"type": "string", "enum": ["?0", "?1"]}
-_PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
+_OPTIONS_PROBLEMS: Mapping[int, str] = {503: ""}
 
 
 def _header(name: str, schema: Mapping[str, Any] = _TEXT, *, required: bool = False) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _operation(
     parameters: Sequence[Mapping[str, Any]],
     *,
     body: str = "",
-    problems: Sequence[int] = _PROBLEMS,
+    problems: Mapping[int, str] = OF_APPENDS,
 ) -> dict[str, Any]:
     response = {"description": "Done.", "headers": told(*headers, *OF_ANSWERS)}
     content = {"required": name.endswith("Patch"), "content": {body: {}}}
@@ -48,7 +48,7 @@ def _operation(
 
 def _tus() -> dict[str, Any]:
     body = "application/offset+octet-stream"
-    problems = (*_PROBLEMS, 412, 460)
+    problems = OF_TUS
     create = _operation(
         "TusCreate",
         "tus",
@@ -87,7 +87,7 @@ def _tus() -> dict[str, Any]:
     head = _operation("TusHead", "tus", "How far an upload is.", 200, state, (_ID, _VERSION), problems=problems)
     delete = _operation("TusDelete", "tus", "Gives an upload up.", 204, (), (_ID, _VERSION), problems=problems)
     told = ("Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm")
-    options = _operation("TusOptions", "tus", "What of tus is served.", 204, told, (), problems=(503,))
+    options = _operation("TusOptions", "tus", "What of tus is served.", 204, told, (), problems=_OPTIONS_PROBLEMS)
     return {
         "/api/v1/tus/": {"post": create, "options": options | {"security": [{}]}},
         "/api/v1/tus/{session_id}": {"head": head, "patch": patch, "delete": delete},
@@ -137,7 +137,9 @@ def _rufh() -> dict[str, Any]:
     head = _operation("RufhHead", tag, "How far an upload is.", 204, state, (_ID,))
     delete = _operation("RufhDelete", tag, "Gives an upload up.", 204, (), (_ID,))
     limits = ("Accept-Patch", "Upload-Limit")
-    options = _operation("RufhOptions", tag, "What is served and its limits.", 204, limits, (), problems=(503,))
+    options = _operation(
+        "RufhOptions", tag, "What is served and its limits.", 204, limits, (), problems=_OPTIONS_PROBLEMS
+    )
     return {
         "/api/v1/rufh/": {"post": create, "options": options | {"security": [{}]}},
         "/api/v1/rufh/{session_id}": {"head": head, "patch": patch, "delete": delete},

@@ -22,6 +22,11 @@ _NAMES = (  # the ends of names → what such a text looks like
     ("_id", _UUID),
     ("hash", _HASH),
     ("sha256", _HASH),
+    ("upload_url", f"/api/v1/challenge-videos/upload/{_UUID}/chunk"),
+    ("posters", f"/api/v1/media/stream/{_UUID}/posters/0.jpg"),
+    ("image_url", f"/api/v1/media/stream/{_UUID}/storyboard.jpg"),
+    ("vtt_url", f"/api/v1/media/stream/{_UUID}/storyboard.vtt"),
+    ("hls_url", f"/api/v1/media/stream/{_UUID}/hls.m3u8"),
     ("_url", f"/api/v1/media/stream/{_UUID}"),
     ("filename", "clip.mp4"),
     ("mime_type", "video/mp4"),
@@ -146,11 +151,12 @@ class Samples:
         return "\n".join([*lines, json.dumps(value, ensure_ascii=False, indent=2)])
 
     def problem(self, status: int, description: str, path: str) -> Json:
-        """The body of an error. Its reason is the first that the operation names for the status."""
+        """The body of an error. Its reason is the first that the operation names for the status, before a code."""
         title = problems.title(status)
         found = _REASON.findall(description)
-        reason = next((word for word in found if word in problems.STATUS_BY_REASON), next(iter(found), title))
-        detail = description.partition(";")[0].removeprefix(reason).strip() or title
+        reason = next((word for word in found if word not in problems.STATUS_BY_CODE), next(iter(found), title))
+        meaning = re.sub(r" \([^)]*\)", "", description.partition(";")[0])
+        detail = meaning.removeprefix(reason).strip(" ,:") or title
         reason = reason.upper().replace(" ", "_").replace("-", "_")
         problem = problems.Problem(status, reason, detail)
         return problem.document(instance=path, request_id=_UUID.replace("-", ""))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import protovalidate
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from services.gateway import contract, openapi, routes
+from services.gateway import contract, openapi, problems, routes
+from services.gateway.samples import Samples
+from twotruths.challenge.v1.challenge_pb2 import ChallengeErrorReason
+from twotruths.merge.v1.merge_pb2 import MergeErrorReason
+from twotruths.upload.v1.upload_pb2 import UploadErrorReason
 
 BINDINGS = routes.bindings(contract.services())
 
@@ -70,6 +75,42 @@ def test_an_operation_names_what_codes_reasons_and_its_shape_may_answer(
     operation = document["paths"][path][method]
     assert statuses <= set(operation["responses"])
     assert "Retry-After" in operation["responses"]["503"]["headers"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("post", "/api/v1/challenges/{challenge_id}/guess", 409, "ALREADY_GUESSED"),
+        ("post", "/api/v1/challenges", 404, "VIDEO_NOT_USABLE"),
+        ("post", "/api/v1/upload/initiate", 413, "FILE_TOO_LARGE"),
+        ("post", "/api/v1/upload/{session_id}/complete", 422, "FILE_INFECTED"),
+        ("post", "/api/v1/upload/{session_id}/chunk/{chunk_number}", 409, "CHUNK_CONFLICT"),
+        ("get", "/api/v1/media/stream/{video_file_id}", 403, "SIGNATURE_EXPIRED"),
+        ("patch", "/api/v1/tus/{session_id}", 412, "TUS_VERSION_UNSUPPORTED"),
+        ("get", "/api/v1/upload/limits", 503, "UNAVAILABLE"),
+    ],
+)
+def test_a_refusal_is_shown_as_a_phone_gets_it(
+    document: dict[str, Any], method: str, path: str, status: int, reason: str
+) -> None:
+    meaning = document["paths"][path][method]["responses"][str(status)]["description"]
+    shown = Samples(document).problem(status, meaning, path)
+    assert shown["reason"] == reason
+    assert shown["detail"] != problems.title(status)
+    assert not {word for word in problems.STATUS_BY_CODE if f"{word} " in meaning} - {reason}
+
+
+def test_comments_name_only_reasons_that_the_contract_has() -> None:
+    enums = (UploadErrorReason, MergeErrorReason, ChallengeErrorReason)
+    known = {value.name.partition("_ERROR_REASON_")[2] for enum in enums for value in enum.DESCRIPTOR.values}
+    for method in (binding.method for binding in BINDINGS):
+        words = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", contract.comments()[method.full_name]))
+        assert words <= known | problems.STATUS_BY_CODE.keys(), method.full_name
+
+
+def test_a_request_beyond_a_quota_may_also_be_beyond_the_limit_of_all_requests(document: dict[str, Any]) -> None:
+    told = document["paths"]["/api/v1/upload/initiate"]["post"]["responses"]["429"]["description"]
+    assert {"RATE_LIMITED", "QUOTA_OPEN_UPLOADS", "TOO_MANY_REQUESTS"} <= set(re.findall(r"[A-Z_]{4,}", told))
 
 
 def test_headers_and_permissions_of_bytes_are_told(document: dict[str, Any]) -> None:
