@@ -76,3 +76,18 @@ async def test_what_cannot_sign_is_refused_at_the_start(key_file: Path, tmp_path
     for base, key_id, path in (("", "K", key_file), (BASE, "", key_file), (BASE, "K", other)):
         with pytest.raises(ValueError, match="cdn_"):
             CloudFrontLinks(base, key_id, path)
+
+
+async def test_neither_key_nor_signature_is_logged(
+    key_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(1)
+    links = CloudFrontLinks(BASE, "K2JCJMDEHXQW5F", key_file)
+    signed = await links.sign(KEYS, UNTIL)
+    broken = tmp_path / "broken.pem"
+    broken.write_text(key_file.read_text().replace("PRIVATE", "PRIVAT"))
+    with pytest.raises(ValueError, match=r"load|parse|deserialize|PEM") as refused:
+        CloudFrontLinks(BASE, "K2JCJMDEHXQW5F", broken)
+    said = f"{caplog.text}{links!r}{vars(links)}{refused.value}"
+    secrets = [*key_file.read_text().splitlines()[1:-1], *(parse_qs(url)["Signature"][0] for url in signed.urls)]
+    assert [secret for secret in secrets if secret in said] == []
