@@ -6,6 +6,7 @@ variable, so every task that a call starts sees the same.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from services.common.errors import PermissionDenied, Unauthenticated
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """An authenticated caller: a player, or a service of the mesh (``subject`` "service:merge")."""
+    """An authenticated caller: a player, or a service of the mesh (``subject`` "service:merge"). ``until``: when
+    the token stops to count, in seconds since the epoch."""
 
     subject: str
     scopes: frozenset[str] = frozenset()
     is_service: bool = False
+    until: float = field(default=math.inf, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,10 +43,9 @@ def service_audience(service: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """Whom a token speaks for, until when, and the key that verified it."""
+    """Whom a token speaks for, and the key that verified it."""
 
     principal: Principal
-    expires: float  # seconds since the epoch
     keys: KeySet
     key_id: str
     key: jwt.PyJWK
@@ -94,7 +93,7 @@ class TokenVerifier:
         known = self._verified.get(token)
         if known is None:
             return None
-        if known.expires > time.time() - _LEEWAY_SECONDS and await known.keys.key(known.key_id) is known.key:
+        if known.principal.until > time.time() and await known.keys.key(known.key_id) is known.key:
             self._verified.move_to_end(token)
             return known
         self._verified.pop(token, None)
@@ -122,7 +121,7 @@ class TokenVerifier:
             options={"require": ["exp", "iss", "aud", "sub"], "strict_aud": True},
         )
         _check(claims)
-        found = _Verified(_principal(claims), claims["exp"], keys, key_id, key)
+        found = _Verified(_principal(claims), keys, key_id, key)
         self._verified[token] = found
         if len(self._verified) > _REMEMBERED:
             self._verified.popitem(last=False)
@@ -131,11 +130,12 @@ class TokenVerifier:
 
 def _principal(claims: dict[str, Any]) -> Principal:
     """Whom the claims of a verified token name. Raises InvalidTokenError."""
+    until = claims["exp"] + _LEEWAY_SECONDS
     if claims["iss"] != SERVICE_ISSUER:
-        return Principal(claims["sub"], _scopes(claims) - {INTERNAL_SCOPE})
+        return Principal(claims["sub"], _scopes(claims) - {INTERNAL_SCOPE}, until=until)
     if INTERNAL_SCOPE not in _scopes(claims) or not claims["sub"].startswith("service:"):
         raise jwt.InvalidTokenError("no service of the mesh")
-    return Principal(claims["sub"], frozenset({INTERNAL_SCOPE}), is_service=True)
+    return Principal(claims["sub"], frozenset({INTERNAL_SCOPE}), is_service=True, until=until)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

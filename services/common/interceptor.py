@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 import uuid
@@ -40,6 +41,7 @@ REQUEST_ID = "x-request-id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 _DEFAULT_DEADLINE_SECONDS = 30.0
+_CLOCKS_DIFFER_SECONDS = 1.0  # the loop's from the one that tokens go by
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +156,12 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         with context.serving(context.CallContext(None, request_id, deadline)):
             rpc.set_trailing_metadata(((REQUEST_ID, request_id),))
             error: ServiceError | None = None
+            caller: context.Principal | None = None
             try:
                 async with asyncio.timeout(remaining) as scope:
                     caller = await self._authenticate(method, metadata)
+                    if endless:
+                        _end_with_token(scope, caller)
                     bounded = self._ended_by_stop(scope) if endless else nullcontext()
                     with bounded, context.serving(context.CallContext(caller, request_id, deadline)):
                         if isinstance(request, Message):
@@ -165,7 +170,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             except ServiceError as raised:
                 error = raised
             except TimeoutError:
-                error = self._out_of_time(method, deadline, endless=endless)
+                error = self._out_of_time(method, deadline, caller, endless=endless)
             except NotImplementedError:  # what the generated base of a servicer raises
                 error = Unimplemented(f"{method.rpartition('/')[2]} is not served yet")
             except (grpc.aio.AbortError, asyncio.CancelledError):
@@ -180,9 +185,13 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 trailing = (*status.trailing_metadata, (REQUEST_ID, request_id))
                 await rpc.abort(status.code, status.details, trailing)
 
-    def _out_of_time(self, method: str, deadline: float | None, *, endless: bool) -> ServiceError:
+    def _out_of_time(
+        self, method: str, deadline: float | None, caller: context.Principal | None, *, endless: bool
+    ) -> ServiceError:
         if deadline is not None and time.monotonic() >= deadline:
             return DeadlineExceeded("not done in time; whether it took effect is unknown")
+        if endless and caller is not None and time.time() >= caller.until - _CLOCKS_DIFFER_SECONDS:
+            return Unauthenticated("the bearer token is not valid")
         if endless and self._stopping:
             return Unavailable("this server stops; watch again", retry_after=1)
         log.exception("unhandled timeout", extra={"data": {"method": method}})
@@ -207,6 +216,15 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         if error is not None and error.reason:
             data["reason"] = error.reason
         log.log(level, "rpc", extra={"data": data})
+
+
+def _end_with_token(scope: asyncio.Timeout, caller: context.Principal) -> None:
+    """A player's stream lasts no longer than the token that it was asked for with. Services' tokens are
+    short-lived; what they follow, they follow for long."""
+    if not caller.is_service and caller.until < math.inf:
+        now, before = asyncio.get_running_loop().time(), scope.when()
+        end = now + caller.until - time.time()
+        scope.reschedule(end if before is None else min(before, end))
 
 
 def _request_id(metadata: Any) -> str:

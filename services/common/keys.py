@@ -14,8 +14,10 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import jwt
@@ -40,26 +42,32 @@ class NoKeySet(Exception):
 class KeySet:
     """The public keys of one issuer by key id. Only keys of the one algorithm are kept.
 
-    A set that was read once stays in force while its source cannot be read or is not a key set.
+    A set that was read once stays in force while its source cannot be read or is not a key set. ``source``: a path
+    or an https URL; http is for this machine alone, since whoever is on the way could give out keys. Raises
+    ValueError.
     """
 
     def __init__(self, source: str, algorithm: str) -> None:
+        if source.startswith("http://") and not _is_here(urlsplit(source).hostname or ""):
+            raise ValueError(f"a key set must come by https, not from {source}")
         self._source = source
         self._algorithm = algorithm
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._loaded = False
         self._version: object = None  # of the file that was looked at last
         self._stale_at = self._miss_at = float("-inf")  # when to fetch again for a known, an unknown key id
-        self._fetching = asyncio.Lock()
+        self._fetching: asyncio.Task[None] | None = None
 
     async def key(self, key_id: str) -> jwt.PyJWK | None:
         """The key, or None when the issuer has none of this id. Raises NoKeySet."""
         if not self._source.startswith(("http://", "https://")):
             self._read()
-        elif self._due(key_id) and not (key_id in self._keys and self._fetching.locked()):
-            async with self._fetching:
-                if self._due(key_id):  # still, after whoever fetched meanwhile
-                    await self._fetch()
+        elif self._due(key_id):
+            if self._fetching is None:
+                self._fetching = asyncio.create_task(self._fetch())
+            elif key_id in self._keys:
+                return self._keys[key_id]  # as it was, until the other caller's fetch is done
+            await asyncio.shield(self._fetching)  # whoever leaves does not take it from the others, nor its times
         if not self._loaded:
             raise NoKeySet(self._source)
         return self._keys.get(key_id)
@@ -81,22 +89,16 @@ class KeySet:
         return time.monotonic() >= (self._stale_at if key_id in self._keys else self._miss_at)
 
     async def _fetch(self) -> None:
-        again = _FRESH_SECONDS
+        again = _MISS_SECONDS if self._loaded else _FIRST_SECONDS
         try:
-            timeout = aiohttp.ClientTimeout(total=5)
-            async with aiohttp.ClientSession(timeout=timeout) as http, http.get(self._source) as response:
-                response.raise_for_status()
-                data = bytearray()
-                async for piece in response.content.iter_chunked(1 << 16):
-                    data += piece
-                    if len(data) > _MAX_BYTES:
-                        break
-                self._load(bytes(data))
+            self._load(await _get(self._source))
+            again = _FRESH_SECONDS
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            again = _MISS_SECONDS if self._loaded else _FIRST_SECONDS
             log.warning("key set %s cannot be fetched: %r", self._source, error)
-        now = time.monotonic()
-        self._stale_at, self._miss_at = now + again, now + min(again, _MISS_SECONDS)
+        finally:
+            now = time.monotonic()
+            self._stale_at, self._miss_at = now + again, now + min(again, _MISS_SECONDS)
+            self._fetching = None
 
     def _load(self, data: bytes) -> None:
         """Takes the keys of a JWK Set without those of no use (RFC 7517 section 5). Raises ValueError."""
@@ -114,6 +116,31 @@ class KeySet:
             except (jwt.PyJWTError, KeyError, TypeError, ValueError, AttributeError) as error:
                 log.warning("key set %s: a key is left out: %s", self._source, type(error).__name__)
         self._keys, self._loaded = keys, True
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def _get(url: str) -> bytes:
+    """What is there, up to one byte too many. A redirect is not followed: it could lead to where anybody on the
+    way gives out keys. Raises aiohttp.ClientError, OSError (TimeoutError)."""
+    timeout = aiohttp.ClientTimeout(total=5)
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as http,
+        http.get(url, allow_redirects=False, raise_for_status=True) as response,
+    ):
+        if response.status != 200:
+            raise OSError(f"the answer is {response.status}")
+        data = bytearray()
+        async for piece in response.content.iter_chunked(1 << 16):
+            data += piece
+            if len(data) > _MAX_BYTES:
+                break
+        return bytes(data)
 
 
 def _version(stat: os.stat_result) -> tuple[int, int, int]:

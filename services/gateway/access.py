@@ -51,11 +51,13 @@ class Readable:
 
 
 class _Found(Generic[T]):
-    """What a service said of a file, and the file, made once: players ask for it again and again."""
+    """What a service said of a file, the file, and those beside it that were asked for, by name. They are made
+    once: players ask for them again and again."""
 
     def __init__(self, record: T, file: Readable) -> None:
         self.record = record
         self.file = file
+        self.beside: dict[str, Readable] = {}
 
 
 class Access:
@@ -83,30 +85,34 @@ class Access:
 
     async def poster(self, request: web.Request) -> Readable:
         """The picture of one of its statements."""
-        video, statement = await self.merged(request), int(request.match_info["statement"])
-        posters = video.sidecars.posters
+        found, statement = await self._video(request), int(request.match_info["statement"])
+        posters = found.record.sidecars.posters
         if statement >= len(posters):
             raise _no_sidecar()
-        return _beside(video, posters[statement], f"poster{statement}.jpg", "image/jpeg")
+        return _beside(found, posters[statement], f"poster{statement}.jpg", "image/jpeg")
 
     async def sheet(self, request: web.Request) -> Readable:
         """The sheet of its storyboard."""
-        video = await self.merged(request, with_sidecars=True)
-        return _beside(video, video.sidecars.storyboard.file, "storyboard.jpg", "image/jpeg")
+        found = await self._with_sidecars(request)
+        return _beside(found, found.record.sidecars.storyboard.file, "storyboard.jpg", "image/jpeg")
 
     async def rendition(self, request: web.Request) -> Readable:
         """The file that its HLS playlist is about."""
-        video = await self.merged(request, with_sidecars=True)
-        return _beside(video, video.sidecars.rendition.file, "hls.mp4", "video/mp4")
+        found = await self._with_sidecars(request)
+        return _beside(found, found.record.sidecars.rendition.file, "hls.mp4", "video/mp4")
 
-    async def merged(self, request: web.Request, *, with_sidecars: bool = False) -> Video:
-        """The video of a stream request: by the signature in its query, else by the player's token."""
-        video = (await self._video(request)).record
-        if with_sidecars and not video.HasField("sidecars"):
+    async def described(self, request: web.Request) -> Video:
+        """What there is to say of the video and of what lies beside it."""
+        return (await self._with_sidecars(request)).record
+
+    async def _with_sidecars(self, request: web.Request) -> _Found[Video]:
+        found = await self._video(request)
+        if not found.record.HasField("sidecars"):
             raise _no_sidecar()
-        return video
+        return found
 
     async def _video(self, request: web.Request) -> _Found[Video]:
+        """The video of a stream request: by the signature in its query, else by the player's token."""
         video_id = request.match_info["video_file_id"]
         if _SIGNED in request.query:
             query = request.query
@@ -138,8 +144,8 @@ class Access:
         return found
 
     async def elsewhere(self, request: web.Request) -> GetPlaybackResponse | None:
-        """Where the bytes of a video are for whom the signature in the query permits it, once :meth:`merged` has
-        said so; None when the gateway delivers them. That is always so for a bearer: clients send their token
+        """Where the bytes of a video are for whom the signature in the query permits it, once one of the above
+        has said so; None when the gateway delivers them. That is always so for a bearer: clients send their token
         along to where they are sent, and S3 refuses a request that proves itself twice."""
         if self._settings.media_delivery == "gateway" or _SIGNED not in request.query:
             return None
@@ -193,15 +199,17 @@ def permission(request: web.Request) -> str:
     return "?" + urlencode({name: request.query.get(name, "") for name in names})
 
 
-def _beside(video: Video, file: StoredFile, name: str, mime_type: str) -> Readable:
-    return Readable(
-        object_key=file.object_key,
-        size=file.size,
-        sha256=file.sha256,
-        mime_type=mime_type,
-        filename=f"{video.video_file_id}-{name}",
-        modified_at=datetime.fromtimestamp(video.created_at.seconds, UTC),
-    )
+def _beside(found: _Found[Video], file: StoredFile, name: str, mime_type: str) -> Readable:
+    if name not in found.beside:
+        found.beside[name] = Readable(
+            object_key=file.object_key,
+            size=file.size,
+            sha256=file.sha256,
+            mime_type=mime_type,
+            filename=f"{found.record.video_file_id}-{name}",
+            modified_at=found.file.modified_at,
+        )
+    return found.beside[name]
 
 
 def _no_sidecar() -> Problem:

@@ -69,6 +69,6 @@ def _date(header: str | None) -> datetime | None:
         return None
     try:
         date = parsedate_to_datetime(header)
+        return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
-    return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from services.gateway.bounds import rules_of
 from services.gateway.jsontext import parse_json
 from services.gateway.problems import FieldError, Problem, escape, invalid
 from services.gateway.scalars import ONE_TEXT, WRAPPERS, Wrong, scalar
@@ -22,7 +23,7 @@ _WELL_KNOWN = "google.protobuf."
 
 
 class Decoder:
-    """Fills a message and collects what is wrong; :meth:`check` raises it."""
+    """Fills a message and collects what is wrong; :meth:`check` raises it, and what is one too many does."""
 
     def __init__(self, *, ignore_unknown: bool) -> None:
         self._ignore_unknown = ignore_unknown
@@ -61,6 +62,8 @@ class Decoder:
             if not isinstance(item, list):
                 self._wrong(at, "must be a list")
                 return
+            if not self._fits(len(item), rules_of(field).repeated.max_items, at):
+                return
             for i, element in enumerate(item):
                 if field.message_type is not None:
                     self.json(getattr(message, field.name).add(), element, at=f"{at}/{i}", depth=depth + 1)
@@ -72,6 +75,14 @@ class Decoder:
             self.json(child, item, at=at, depth=depth + 1)
         else:
             self._set(message, field, item, at)
+
+    def _fits(self, count: int, most: int, at: str) -> bool:
+        """Whether a list or map has as many members as its field takes, ``most`` if that is above 0: before they
+        are looked at, not after."""
+        if not most or count <= most:
+            return True
+        self._wrong(at, f"must have at most {most} items")
+        return False
 
     def _is_free(self, message: Message, field: FieldDescriptor, at: str) -> bool:
         """False, and that is wrong, when another field of the same oneof is set."""
@@ -85,6 +96,8 @@ class Decoder:
     def _json_map(self, entries: Any, field: FieldDescriptor, item: object, at: str, depth: int) -> None:
         if not isinstance(item, dict):
             self._wrong(at, "must be an object")
+            return
+        if not self._fits(len(item), rules_of(field).map.max_pairs, at):
             return
         assert field.message_type is not None
         key_field, value_field = (field.message_type.fields_by_name[n] for n in ("key", "value"))
@@ -199,8 +212,9 @@ class Decoder:
             self._wrong(at, "is not a field of this request")
 
     def _wrong(self, at: str, detail: str) -> None:
-        if len(self._errors) < _MAX_ERRORS:
-            self._errors.append(FieldError(at, detail))
+        self._errors.append(FieldError(at, detail))
+        if len(self._errors) == _MAX_ERRORS:
+            self.check()
 
 
 def _pointer(name: str) -> str:

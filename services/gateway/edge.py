@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 import weakref
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import quote, unquote
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
@@ -30,9 +30,10 @@ CLIENT = web.RequestKey("client", object)  # Address | None
 _RESPONSE = web.RequestKey("response", web.StreamResponse)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 # Parameters that are permissions: whoever reads them in a log could use them.
-_SECRET = frozenset(
-    {"signature", "token", "access_token", "policy", "x-amz-signature", "x-amz-credential", "x-amz-security-token"}
+_SECRET = re.compile(
+    r"((?:[a-z_-]*token|signature|policy|authorization|jwt|x-amz-[a-z-]+)\s*=)[^&;]+", re.ASCII | re.IGNORECASE
 )
+_MAX_ENCODINGS = 3  # of what was encoded once more on its way
 HEADERS = {
     "Server": "twotruths",
     "X-Content-Type-Options": "nosniff",
@@ -97,7 +98,7 @@ class Edge:
             return problem.response(instance=request.path, request_id=request[REQUEST_ID])
         # Half an answer is out: only a broken connection can tell the client that the rest will not come.
         if not isinstance(error, ConnectionError | TimeoutError):
-            log.error("an answer broke off", exc_info=error, extra={"data": {"path": request.path}})
+            log.error("an answer broke off", exc_info=error, extra={"data": {"path": redacted(request.raw_path)}})
         if request.transport is not None:
             request.transport.abort()
         return started
@@ -138,7 +139,8 @@ def _problem(request: web.Request, error: Exception) -> Problem:
         return Problem(404, "ROUTE_NOT_FOUND", "there is no such path")
     if isinstance(error, web.HTTPException) and error.status < 500:
         return Problem(error.status, error.reason.upper().replace(" ", "_"), error.reason)
-    log.error("unhandled error", exc_info=error, extra={"data": {"path": request.path, "method": request.method}})
+    data = {"path": redacted(request.raw_path), "method": request.method}
+    log.error("unhandled error", exc_info=error, extra={"data": data})
     return problems.internal()
 
 
@@ -160,9 +162,12 @@ class AccessLogger(AbstractAccessLogger):
 
 
 def redacted(raw_path: str) -> str:
-    """A path with query whose secrets are hidden."""
-    path, mark, query = raw_path.partition("?")
-    if not mark:
-        return path
-    pairs = parse_qsl(query, keep_blank_values=True)
-    return path + "?" + urlencode([(k, "***" if k.lower() in _SECRET else v) for k, v in pairs], safe="*")
+    """A path with query whose secrets are hidden, also where the query is part of the path: clients that encode
+    its question mark send it so."""
+    if "=" not in raw_path and "%" not in raw_path:
+        return raw_path
+    plain = raw_path
+    for _ in range(_MAX_ENCODINGS):
+        plain = unquote(plain)
+    hidden = _SECRET.sub(r"\1***", plain)
+    return raw_path if hidden == plain else quote(hidden, safe="/?&;=*:,")

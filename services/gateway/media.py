@@ -65,7 +65,7 @@ class MediaRoutes:
 
     async def _write(self, request: web.Request, mime_type: str) -> web.StreamResponse:
         """A text about a video, which carries on the permission that it was asked for with."""
-        video = await self._access.merged(request, with_sidecars=True)
+        video = await self._access.described(request)
         there, query = await self._access.elsewhere(request), permission(request)
         if mime_type == "text/vtt":
             sheet = there.storyboard.image_url if there else playlists.SHEET + query

@@ -23,10 +23,12 @@ from services.gateway.problems import Problem
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2
+_SLICE = 16 << 20
 
 
 class Answer(web.StreamResponse):
-    """A response that knows how many bytes of its body went out, those that the kernel sent by itself too."""
+    """A response that knows how many bytes of its body went out, those that the kernel sent by itself too; of a
+    body that breaks off, to the last 16 MiB."""
 
     sent = 0
 
@@ -138,9 +140,13 @@ async def _send_part(transport: asyncio.Transport, answer: Answer, file: OpenFil
         with contextlib.suppress(BlockingIOError):
             at += os.sendfile(sock.fileno(), file.file.fileno(), at, part.end - at)
             answer.sent += at - part.start
-    if at < part.end:
-        loop = asyncio.get_running_loop()
-        answer.sent += await loop.sendfile(transport, file.file, at, part.end - at)
+    loop = asyncio.get_running_loop()
+    while at < part.end:  # in slices: of one that breaks off nobody says how far it came
+        taken = await loop.sendfile(transport, file.file, at, min(_SLICE, part.end - at))
+        answer.sent += taken
+        if not taken:
+            break
+        at += taken
 
 
 async def _finish(answer: Answer, body: Body) -> None:

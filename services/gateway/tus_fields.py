@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import mimetypes
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,10 +78,10 @@ def _pairs(text: str) -> dict[str, str]:
             raise _wrong("Upload-Metadata", "must be pairs of a key, of its own, and a value in base64")
         try:
             found[key] = base64.b64decode(value.strip(), validate=True).decode()
-        except binascii.Error:
-            raise _wrong("Upload-Metadata", f"the value of {key} is not base64") from None
         except UnicodeDecodeError:
             raise _wrong("Upload-Metadata", f"the value of {key} is not UTF-8") from None
+        except ValueError:
+            raise _wrong("Upload-Metadata", f"the value of {key} is not base64") from None
     return found
 
 
@@ -115,7 +114,7 @@ def checksum(text: str | None) -> tuple[ChecksumAlgorithm.ValueType, str] | None
     algorithm, size = known
     try:
         digest = base64.b64decode(value.strip(), validate=True)
-    except binascii.Error:
+    except ValueError:
         digest = b""
     if len(digest) != size:
         raise _wrong("Upload-Checksum", f"{name} must have {size} bytes in base64")

@@ -32,11 +32,13 @@ class Issuer:
         self.asked = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
-        self.url = ""
+        self.url = self.moved = ""
         self.endless = False
         self.sent = 0
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        if str(request.url) == self.moved:
+            raise web.HTTPFound(self.url)
         self.requests += 1
         self.asked.set()
         await self.gate.wait()
@@ -58,7 +60,7 @@ async def issuer() -> AsyncIterator[Issuer]:
     app = web.Application()
     app.router.add_get("/{any:.*}", issuer.answer)
     async with TestServer(app, host="127.0.0.1") as server:
-        issuer.url = str(server.make_url("/jwks.json"))
+        issuer.url, issuer.moved = (str(server.make_url(path)) for path in ("/jwks.json", "/moved"))
         yield issuer
 
 
@@ -122,6 +124,34 @@ async def test_callers_who_come_together_wait_for_one_fetch(issuer: Issuer, tmp_
     issuer.gate.set()
     assert all(await asyncio.gather(*callers))
     assert issuer.requests == 1
+
+
+async def test_a_caller_who_leaves_ends_no_fetch_and_opens_no_flood(issuer: Issuer, tmp_path: Path) -> None:
+    jwk = _jwk(tmp_path)
+    issuer.body = _set(jwk)
+    issuer.gate.clear()
+    keys = KeySet(issuer.url, "EdDSA")
+    for _ in range(5):
+        leaving = asyncio.create_task(keys.key("unknown"))
+        await asyncio.sleep(0)  # it waits now
+        await issuer.asked.wait()
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        assert leaving.cancelled()
+    staying = asyncio.create_task(keys.key(jwk["kid"]))
+    issuer.gate.set()
+    assert await staying
+    assert issuer.requests == 1
+
+
+async def test_a_key_set_comes_neither_by_redirect_nor_unprotected(issuer: Issuer, tmp_path: Path) -> None:
+    issuer.body = _set(_jwk(tmp_path))
+    with pytest.raises(NoKeySet):
+        await KeySet(issuer.moved, "EdDSA").key("any")
+    assert issuer.requests == 0
+    for url in ("http://issuer.example/jwks.json", "http://10.0.0.1/", "http://127.0.0.1.example/", "http:///"):
+        with pytest.raises(ValueError, match="https"):
+            KeySet(url, "EdDSA")
 
 
 @pytest.mark.parametrize("fault", ["status", "text", "endless", "empty"])

@@ -224,6 +224,20 @@ async def test_a_stream_that_its_reader_left_is_closed_at_once(keys: KeyRing) ->
         assert await asyncio.wait_for(closed, 5) == "alice"
 
 
+async def test_a_stream_ends_with_the_token_that_it_was_asked_for_with(keys: KeyRing) -> None:
+    async def endless(request: Any, rpc: Any) -> AsyncIterator[pb.WatchMergeResponse]:
+        yield pb.WatchMergeResponse()
+        await asyncio.Event().wait()
+
+    token = keys.player_token("alice", ttl=-8)  # two seconds are left of those that clocks may differ by
+    async with desk(keys, WatchMerge=endless) as caller:
+        call = caller.start(WATCH, metadata=[caller.bearer(token)])
+        await call.read()
+        with pytest.raises(Unauthenticated, match="the bearer token is not valid"), remote_errors():
+            await call.read()
+        assert isinstance(await caller.refusal(metadata=[caller.bearer(token)]), Unauthenticated)
+
+
 async def test_a_handler_that_hangs_is_cut_at_the_deadline(keys: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
     ended = asyncio.Event()
 

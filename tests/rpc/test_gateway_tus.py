@@ -228,6 +228,8 @@ BAD_CREATIONS: list[tuple[dict[str, str], int, list[str]]] = [
     ({"Upload-Length": "10", "Upload-Metadata": "a YQ==,a YQ=="}, 400, ["/Upload-Metadata"]),
     ({"Upload-Length": "10", "Upload-Metadata": ",,"}, 400, ["/Upload-Metadata"]),
     ({"Upload-Length": "10", "Upload-Metadata": "ä YQ=="}, 400, ["/Upload-Metadata"]),
+    ({"Upload-Length": "10", "Upload-Metadata": "filename é"}, 400, ["/Upload-Metadata"]),
+    ({"Upload-Length": "10", "Upload-Checksum": "sha1 é"}, 400, ["/Upload-Checksum"]),
     ({"Upload-Length": "10", "Upload-Metadata": "tus-concat-0 YQ=="}, 400, ["/Upload-Metadata"]),
     ({"Upload-Length": "10", "Upload-Metadata": "filetype bm9uc2Vuc2U="}, 400, ["/Upload-Metadata"]),
     ({"Upload-Length": "10", "Upload-Metadata": f"{'k' * 70} YQ=="}, 400, ["/Upload-Metadata"]),

@@ -265,6 +265,32 @@ def test_a_missing_scope_is_named_in_the_challenge() -> None:
     assert challenge == 'Bearer realm="twotruths", error="insufficient_scope", scope="media:read"'
 
 
-def test_secrets_in_a_path_are_redacted() -> None:
-    assert edge.redacted("/a?x=1&Signature=s&y=") == "/a?x=1&Signature=***&y="
-    assert edge.redacted("/a") == "/a"
+DATES = ["Fri, 31 Dec 9999 23:59:59 -0001", "Thu, 01 Jan 1970 00:00:00 -9999"]
+
+
+@pytest.mark.parametrize("date", DATES)
+def test_a_date_beyond_the_calendar_counts_as_none(date: str) -> None:
+    made = datetime(2026, 1, 1, tzinfo=UTC)
+    for name in ("If-Modified-Since", "If-Unmodified-Since"):
+        assert conditions.evaluate(CIMultiDict({name: date}), "tag", made) is None
+    assert not conditions.range_holds(date, "tag", made)
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        ("/a", "/a"),
+        ("/a%20b?x=%C3%A4&flag", "/a%20b?x=%C3%A4&flag"),
+        ("/a?x=1&Signature=s&y=", "/a?x=1&Signature=***&y="),
+        ("/v/1%3Fsignature=s", "/v/1?signature=***"),
+        ("/v/1?expires=1;signature=s", "/v/1?expires=1;signature=***"),
+        ("/v/1?a=1%26signature%3Ds", "/v/1?a=1&signature=***"),
+        ("/v/1?a=1%2526sig%256eature%253Ds", "/v/1?a=1&signature=***"),
+        ("/v?authorization=Bearer%20s&jwt=s&x-amz-credential=s&access_token=s&policy=s", None),
+        ("/v?a=%0Atoken=s", "/v?a=%0Atoken=***"),
+    ],
+)
+def test_secrets_in_a_path_are_redacted(path: str, logged: str | None) -> None:
+    hidden = edge.redacted(path)
+    assert hidden == logged or logged is None
+    assert not re.search(r"=[^=]*s(&|$)", hidden)

@@ -20,6 +20,7 @@ from twotruths.merge.v1.merge_pb2 import MERGE_STATUS_COMPLETED, MergeSession
 from twotruths.merge.v1.merge_service_pb2 import InitiateMergeRequest
 from twotruths.merge.v1.video_service_pb2 import GetPlaybackRequest
 from twotruths.upload.v1.upload_pb2 import UPLOAD_STATUS_IN_PROGRESS, Upload
+from twotruths.upload.v1.upload_service_pb2 import InitiateUploadRequest
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 INT32, INT64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
@@ -183,3 +184,39 @@ def test_a_number_of_thousands_of_digits_is_refused_in_our_words() -> None:
     problem = refusal(lambda: parse_json(b'{"file_size":%s}' % (b"9" * 5000)))
     assert problem is not None
     assert problem.detail == "the body is not JSON: a number has more than 4000 digits"
+
+
+def test_what_would_take_long_to_look_at_is_refused_before() -> None:
+    for body in (b"[" + b"{}," * 20_000 + b"{}]", b"[" * 30_000, b'{"a":"%s"}' % (b"," * 20_000)):
+        problem = refusal(lambda body=body: parse_json(body))  # type: ignore[misc]
+        assert problem is not None
+        assert (problem.status, problem.reason) == (413, "BODY_TOO_LARGE")
+    twice = json.dumps({f"k{i}": 1 for i in range(19_000)})[:-1] + ', "k18999": 2}'
+    problem = refusal(lambda: parse_json(twice.encode()))
+    assert problem is not None
+    assert problem.detail == "the body is not JSON: the key 'k18999' comes twice"
+
+
+def test_a_list_or_map_longer_than_its_field_takes_is_not_looked_at() -> None:
+    for message, value, pointer in (
+        (CreateChallengeRequest(), {"statements": [{}] * 4000}, "/statements"),
+        (CreateChallengeRequest(), {"statements": ["x"] * 4000}, "/statements"),
+        (InitiateUploadRequest(), {"metadata": {f"k{i}": 1 for i in range(4000)}}, "/metadata"),
+    ):
+        with pytest.raises(Problem) as raised:
+            decoded(message, value)
+        assert [(e.pointer, e.detail[:17]) for e in raised.value.errors] == [(pointer, "must have at most")]
+
+
+def test_at_most_32_wrong_fields_are_looked_for() -> None:
+    looked: list[str] = []
+
+    class Counting(dict[str, int]):
+        def items(self) -> Any:
+            for name, value in super().items():
+                looked.append(name)
+                yield name, value
+
+    with pytest.raises(Problem) as raised:
+        decoded(CreateChallengeRequest(), Counting({f"k{i}": 1 for i in range(300)}))
+    assert (len(raised.value.errors), len(looked)) == (32, 32)
