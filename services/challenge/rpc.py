@@ -21,7 +21,6 @@ from services.challenge.domain import Answer, Challenge, Draft, Position, Reason
 from services.challenge.service import ChallengeService, Shown
 from services.common import context
 from services.common.errors import InvalidArgument, Unimplemented
-from services.common.keys import CHALLENGE_WRITE, MEDIA_READ
 from services.common.server import GrpcServer
 from services.common.timestamps import timestamp
 from twotruths.challenge.v1 import (
@@ -35,20 +34,6 @@ from twotruths.merge.v1 import video_pb2
 
 CHALLENGE_SERVICE = challenge_service_pb2.DESCRIPTOR.services_by_name["ChallengeService"].full_name
 MODERATION_SERVICE = moderation_service_pb2.DESCRIPTOR.services_by_name["ModerationService"].full_name
-MODERATION = "moderation"
-_SCOPES = {
-    CHALLENGE_WRITE: (
-        "CreateChallenge",
-        "SubmitGuess",
-        "PublishChallenge",
-        "DeleteChallenge",
-        "ReportChallenge",
-    ),
-    MEDIA_READ: ("GetChallenge", "ListChallenges", "GetSegments", "GetStats", "GetLeaderboard"),
-}
-SCOPES = {f"/{CHALLENGE_SERVICE}/{name}": scope for scope, names in _SCOPES.items() for name in names} | {
-    f"/{MODERATION_SERVICE}/{name}": MODERATION for name in ("ListReports", "ReviewChallenge")
-}
 
 _DEFAULT_PAGE = 20
 _STREAM_PATH = "/api/v1/media/stream/"

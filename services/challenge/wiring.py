@@ -56,7 +56,6 @@ async def build(
             name="challenge",
             listen=settings.challenge_listen,
             verifier=TokenVerifier.from_settings(settings, service="challenge"),
-            scopes=rpc.SCOPES,
         )
         rpc.add_to(server, service)
         loop = partial(controller.reconcile, service, every=settings.challenge_reconcile_seconds)

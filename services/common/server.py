@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from services.common import scopes
 from services.common.admin import AdminServer
 from services.common.identity import TokenVerifier
 from services.common.interceptor import ServiceInterceptor
@@ -38,8 +39,7 @@ class GrpcServer:
     """A server at ``listen`` ("127.0.0.1:50051"; port 0 picks a free one), with TLS if the settings have
     certificates, and one for operators beside it if they have an address for that.
 
-    ``scopes``: full method name ("/twotruths.upload.v1.UploadService/GetUpload") → scope that a player's token
-    must have. ``name`` is the service's short name; its errors have the domain "<name>.twotruths".
+    ``name`` is the service's short name; its errors have the domain "<name>.twotruths".
     ``deserializers``: full method name → what makes messages of bytes, where that is not protobuf alone.
     """
 
@@ -50,7 +50,6 @@ class GrpcServer:
         name: str,
         listen: str,
         verifier: TokenVerifier,
-        scopes: Mapping[str, str] | None = None,
         deserializers: Mapping[str, Callable[[bytes], Any]] | None = None,
     ) -> None:
         self.port = 0
@@ -58,7 +57,8 @@ class GrpcServer:
         self._reflection = settings.reflection
         self._services: list[str] = []
         self._traits: list[str] = []
-        self._interceptor = ServiceInterceptor(name, verifier, scopes or {}, deserializers or {})
+        self._scopes: dict[str, str] = {}
+        self._interceptor = ServiceInterceptor(name, verifier, self._scopes, deserializers or {})
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -66,7 +66,8 @@ class GrpcServer:
         self.admin = AdminServer(settings.admin_listen, self._health) if settings.admin_listen else None
 
     def add(self, service: str, register: Callable[[Any, grpc.aio.Server], None], servicer: object) -> None:
-        """Serves ``servicer`` as the service of this full name."""
+        """Serves ``servicer`` as the service of this full name, to tokens with the scopes of its contract."""
+        self._scopes |= scopes.of_service(service)
         register(servicer, self._server)
         self._services.append(service)
 

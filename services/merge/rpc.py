@@ -10,7 +10,6 @@ import grpc
 
 from services.common import context, ratelimits
 from services.common.errors import FieldViolation, InvalidArgument
-from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.merge.domain import Clip, JobKind, Reason, Session
 from services.merge.health import ProcessingHealth
@@ -31,16 +30,6 @@ from twotruths.merge.v1 import (
 )
 
 MERGE_SERVICE = merge_service_pb2.DESCRIPTOR.services_by_name["MergeService"].full_name
-SCOPES = {
-    **{
-        f"/{MERGE_SERVICE}/{name}": MEDIA_UPLOAD
-        for name in ("InitiateMerge", "TriggerMerge", "RetryMerge", "CancelMerge", "ReplaceClip")
-    },
-    **{
-        f"/{MERGE_SERVICE}/{name}": MEDIA_READ
-        for name in ("GetMerge", "ListMerges", "WatchMerge", "ListCompressionPresets")
-    },
-}
 
 _MILLISECONDS_ABOVE = 1000.0  # the phone app sends either; no clip is a quarter of an hour long
 

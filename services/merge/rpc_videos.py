@@ -8,7 +8,6 @@ import grpc
 
 from services.common import context
 from services.common.errors import PermissionDenied
-from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.merge.domain import Reason, Video, Visibility
 from services.merge.messages import segment_message, sidecars_message, storyboard_urls
@@ -18,10 +17,6 @@ from services.merge.videos import MergedVideos
 from twotruths.merge.v1 import video_pb2, video_service_pb2, video_service_pb2_grpc
 
 VIDEO_SERVICE = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
-SCOPES = {
-    **{f"/{VIDEO_SERVICE}/{name}": MEDIA_READ for name in ("GetVideo", "GetPlayback")},
-    f"/{VIDEO_SERVICE}/DeleteVideo": MEDIA_UPLOAD,
-}
 _CHALLENGE = "service:challenge"
 
 Rpc = grpc.aio.ServicerContext[Any, Any]

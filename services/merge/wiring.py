@@ -150,7 +150,6 @@ async def build_controller(
             name=NAME,
             listen=settings.merge_listen,
             verifier=TokenVerifier.from_settings(settings, NAME),
-            scopes=rpc.SCOPES | rpc_videos.SCOPES,
         )
         merges = MergeSessions(
             sessions,

@@ -10,7 +10,6 @@ from google.protobuf.message import Message as ProtoMessage
 
 from services.common import ratelimits, wire
 from services.common.errors import InvalidArgument
-from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.common.timestamps import timestamp
 from services.upload.domain import Upload
 from services.upload.ports import StoredPart
@@ -24,11 +23,6 @@ from twotruths.upload.v1 import upload_service_pb2 as pb
 
 T = TypeVar("T", bound=ProtoMessage)
 SERVICE = pb.DESCRIPTOR.services_by_name["UploadService"].full_name
-SCOPES = {
-    f"/{SERVICE}/{method.name}": MEDIA_READ if method.name == "GetFile" else MEDIA_UPLOAD
-    for method in pb.DESCRIPTOR.services_by_name["UploadService"].methods
-}
-"""Full method name → scope that a player's token must have."""
 
 
 def _framed(message: type[T], field: int) -> Callable[[bytes], T | memoryview]:

@@ -129,7 +129,6 @@ async def build(
             name="upload",
             listen=settings.upload_listen,
             verifier=TokenVerifier.from_settings(settings, "upload"),
-            scopes=rpc.SCOPES,
             deserializers=rpc.DESERIALIZERS,
         )
         server.add(

@@ -47,14 +47,13 @@ def make_server(
     keys: KeyRing,
     listen: str = "127.0.0.1:0",
     *,
-    scopes: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     **rpcs: Handler,
 ) -> GrpcServer:
     """The server, not started; ``settings`` are those besides the keys'."""
     common = CommonSettings(**keys.settings(), **(settings or {}))
     verifier = TokenVerifier.from_settings(common, service="merge")
-    server = GrpcServer(common, name="merge", listen=listen, verifier=verifier, scopes=scopes)
+    server = GrpcServer(common, name="merge", listen=listen, verifier=verifier)
     server.add(SERVICE, merge_service_pb2_grpc.add_MergeServiceServicer_to_server, Desk(rpcs))
     return server
 

@@ -118,8 +118,7 @@ async def test_a_broken_rule_names_its_field(keys: KeyRing) -> None:
 
 
 async def test_a_scope_that_a_method_asks_of_players_is_needed(keys: KeyRing) -> None:
-    scopes = {f"/{SERVICE}/GetMerge": "media:read"}
-    async with desk(keys, scopes=scopes, GetMerge=whoami) as caller:
+    async with desk(keys, GetMerge=whoami) as caller:
         assert await caller.call()
         service = ServiceTokens(keys.directory / "services.pem", "challenge")
         assert await caller.call(metadata=[caller.bearer(service.token("merge"))])  # services have none
