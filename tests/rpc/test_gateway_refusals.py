@@ -433,6 +433,7 @@ async def test_a_service_that_is_away_is_503_and_health_says_which(world: World)
 
 
 async def test_an_unknown_exception_shows_a_fixed_text(world: World) -> None:
+    world.challenges.publish_error = RuntimeError("a secret that must not leave the house")
     document, _ = await problem(world.call("POST", f"{CHALLENGES}/{ID}/publish"), 500)
     assert document["detail"] == "internal error; the request id finds it in the log"
 
