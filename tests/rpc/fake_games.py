@@ -6,7 +6,7 @@ look at. What the contract says is not served yet is not served here either."""
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from services.common import context
@@ -43,40 +43,46 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
                 raise InvalidArgument.field(name, "must have as many elements as video_count says, or none")
         for i, size in enumerate(request.video_file_sizes):
             LIMITS.check_size(size, f"video_file_sizes[{i}]")
-        id_ = str(uuid.uuid4())
-        answer = merge_service_pb2.InitiateMergeResponse(
-            merge_session_id=id_,
+        session = self.add(context.owner(), zip(request.video_filenames, request.video_file_sizes, strict=True))
+        return merge_service_pb2.InitiateMergeResponse(
+            merge_session_id=session.merge_session_id,
+            upload_sessions=map(self._target, session.videos),
             total_videos=request.video_count,
             total_file_size_bytes=sum(request.video_file_sizes),
             total_duration_seconds=sum(d / 1000 if d > 1000 else d for d in request.video_durations),
             status="initiated",
             created_at=NOW,
         )
-        session = merge_pb2.MergeSession(
-            merge_session_id=id_, overall_status=merge_pb2.MERGE_STATUS_UPLOADING, total_videos=request.video_count
-        )
-        for i, (name, size) in enumerate(zip(request.video_filenames, request.video_file_sizes, strict=True)):
-            answer.upload_sessions.append(self._clip(id_, i, name, size))
-            session.videos.add(
-                session_id=answer.upload_sessions[i].session_id,
-                video_index=i,
-                status=merge_pb2.CLIP_STATUS_PENDING,
-            )
-        self.merges[id_] = (context.owner(), session)
-        return answer
 
-    def _clip(self, id_: str, index: int, filename: str, size: int) -> merge_service_pb2.UploadSession:
-        chunk_size = LIMITS.chunk_size_for(size, 0)
-        upload = self.uploads.add(
-            context.owner(), filename, size, chunk_size, merge_session_id=id_, video_index=index
+    def add(self, owner: str, files: Iterable[tuple[str, int]]) -> merge_pb2.MergeSession:
+        """A session of files of these names and sizes."""
+        session = merge_pb2.MergeSession(
+            merge_session_id=str(uuid.uuid4()), overall_status=merge_pb2.MERGE_STATUS_UPLOADING
         )
+        for filename, size in files:
+            self._place(session.videos.add(video_index=len(session.videos)), owner, session, filename, size)
+        session.total_videos = len(session.videos)
+        self.merges[session.merge_session_id] = (owner, session)
+        return session
+
+    def _place(
+        self, clip: merge_pb2.ClipProgress, owner: str, session: merge_pb2.MergeSession, filename: str, size: int
+    ) -> None:
+        """Gives the clip a new upload."""
+        id_, index = session.merge_session_id, clip.video_index
+        chunk_size = LIMITS.chunk_size_for(size, 0)
+        upload = self.uploads.add(owner, filename, size, chunk_size, merge_session_id=id_, video_index=index)
+        clip.session_id, clip.status = upload.session_id, merge_pb2.CLIP_STATUS_PENDING
+
+    def _target(self, clip: merge_pb2.ClipProgress) -> merge_service_pb2.UploadSession:
+        upload = self.uploads.uploads[clip.session_id][1]
         return merge_service_pb2.UploadSession(
-            video_index=index,
+            video_index=clip.video_index,
             session_id=upload.session_id,
-            filename=filename,
-            file_size=size,
+            filename=upload.filename,
+            file_size=upload.file_size,
             upload_url=f"/api/v1/challenge-videos/upload/{upload.session_id}/chunk",
-            chunk_size=chunk_size,
+            chunk_size=upload.chunk_size,
             total_chunks=upload.total_chunks,
         )
 
@@ -85,9 +91,9 @@ class FakeMerges(merge_service_pb2_grpc.MergeServiceServicer, video_service_pb2_
         if request.video_index >= session.total_videos:
             raise InvalidArgument.field("video_index", "names no clip of the session")
         LIMITS.check_size(request.file_size)
-        clip = self._clip(request.merge_session_id, request.video_index, request.filename, request.file_size)
-        session.videos[request.video_index].session_id = clip.session_id
-        return merge_service_pb2.ReplaceClipResponse(upload_session=clip)
+        clip = session.videos[request.video_index]
+        self._place(clip, context.owner(), session, request.filename, request.file_size)
+        return merge_service_pb2.ReplaceClipResponse(upload_session=self._target(clip))
 
     async def ListMerges(self, request: Any, _: Any) -> Any:
         if request.page_token:

@@ -26,6 +26,7 @@ from services.common.server import GrpcServer
 from services.common.settings import CommonSettings
 from services.gateway import wiring
 from services.gateway.config import GatewaySettings
+from tests.rpc import documented
 from tests.rpc.fake_games import FakeChallenges, FakeMerges
 from tests.rpc.fake_uploads import NOW, FakeUploads
 from twotruths.challenge.v1 import challenge_service_pb2_grpc
@@ -39,8 +40,16 @@ UNLIMITED = {"gateway_requests_per_second_user": 0, "gateway_requests_per_second
 class World:
     """The gateway's address, its players and what is behind it."""
 
-    def __init__(self, http: aiohttp.ClientSession, keys: KeyRing, store: ObjectStore, folder: Path) -> None:
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        keys: KeyRing,
+        store: ObjectStore,
+        folder: Path,
+        guard: documented.Guard,
+    ) -> None:
         self.http = http
+        self.guard = guard
         self.keys = keys
         self.store = store
         self.remote = RemoteStore(store)
@@ -124,9 +133,11 @@ async def open_world(
     to see when a read ended."""
     common = CommonSettings(**keys.settings())
     async with AsyncExitStack() as stack:
-        http = await stack.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+        guard = documented.Guard()
+        session = aiohttp.ClientSession(auto_decompress=False, trace_configs=[guard.trace()])
+        http = await stack.enter_async_context(session)
         store = store or DirectoryObjectStore(folder / "data")
-        world = World(http, keys, store, folder)
+        world = World(http, keys, store, folder, guard)
         targets = {}
         for name in ("upload", "merge", "challenge"):
             verifier = TokenVerifier.from_settings(common, name)
