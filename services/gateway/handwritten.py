@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.gateway.headerfields import DIGEST
+from services.gateway.headerfields import SHA256 as _HASH
 from services.gateway.statuses import OF_ANSWERS, headers
 
 _ID = {"type": "string", "format": "uuid"}
-_HASH = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description": "SHA-256 in hex"}
 _CHUNK_PROBLEMS = (400, 401, 403, 404, 408, 409, 410, 413, 415, 429, 500, 503, 504, 507)
 _MEDIA_PROBLEMS = (400, 401, 403, 404, 409, 412, 416, 500, 503, 504)
 
@@ -68,7 +69,7 @@ SCHEMAS: Mapping[str, Any] = {
 
 
 def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
-    number = {"type": "integer", "minimum": 0}
+    number = {"type": "integer", "format": "int32", "minimum": 0, "maximum": 2**31 - 1}
     return {
         "post": {
             "operationId": f"UploadChunk_{slug}_{'path' if in_path else 'query'}",
@@ -85,7 +86,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
                     "schema": number,
                 },
                 {"name": "X-Chunk-SHA256", "in": "header", "required": False, "schema": _HASH},
-                {"name": "Content-Digest", "in": "header", "required": False, "schema": {"type": "string"}},
+                {"name": "Content-Digest", "in": "header", "required": False, "schema": DIGEST},
             ],
             "requestBody": {
                 "required": True,

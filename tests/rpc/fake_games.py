@@ -184,18 +184,23 @@ class FakeChallenges(challenge_service_pb2_grpc.ChallengeServiceServicer):
             raise NotFound("there is no such challenge", reason="CHALLENGE_NOT_FOUND")
         return self.challenges[id_]
 
+    def add(self, **fields: Any) -> challenge_pb2.Challenge:
+        """A draft."""
+        challenge = challenge_pb2.Challenge(
+            challenge_id=str(uuid.uuid4()),
+            status=challenge_pb2.CHALLENGE_STATUS_DRAFT,
+            is_merged_video=True,
+            created_at=NOW,
+            **fields,
+        )
+        self.challenges[challenge.challenge_id] = challenge
+        return challenge
+
     async def CreateChallenge(self, request: Any, _: Any) -> Any:
         self.created.append(request)
         if not request.is_merged_video:
             raise InvalidArgument.field("is_merged_video", "must be true", reason="MERGED_VIDEO_REQUIRED")
-        challenge = challenge_pb2.Challenge(
-            challenge_id=str(uuid.uuid4()),
-            title=request.title,
-            status=challenge_pb2.CHALLENGE_STATUS_DRAFT,
-            is_merged_video=True,
-            merged_video_metadata=request.merged_video_metadata,
-        )
-        self.challenges[challenge.challenge_id] = challenge
+        challenge = self.add(title=request.title, merged_video_metadata=request.merged_video_metadata)
         return challenge_service_pb2.CreateChallengeResponse(challenge=challenge)
 
     async def GetChallenge(self, request: Any, _: Any) -> Any:
