@@ -11,6 +11,7 @@ SHA256: Schema = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description
 DIGEST: Schema = {
     "type": "string",
     "pattern": "^(sha-256=:[0-9A-Za-z+/]{43}=:)?$",
+    "examples": ["sha-256=:iNQmb9TmM40TuEX88olXnSCciXgjuSF9o+Fhk28DFYk=:"],
     "description": "Of the algorithms of RFC 9530 sha-256 is looked at; others may stand beside it.",
 }
 IDEMPOTENCY_KEY: Schema = {
@@ -27,9 +28,14 @@ TUS_VERSION: Schema = {"type": "string", "const": "1.0.0"}
 TUS_CHECKSUM: Schema = {
     "type": "string",
     "pattern": "^(sha1 [0-9A-Za-z+/]{27}=|sha256 [0-9A-Za-z+/]{43}=)$",
+    "examples": ["sha1 gf6L/odXbD7LIkJvjleEc4KRes8="],
 }
 _ID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-TUS_CONCAT: Schema = {"type": "string", "pattern": f"^(partial|final;[^ ]*/{_ID}( [^ ]*/{_ID})*)?$"}
+TUS_CONCAT: Schema = {
+    "type": "string",
+    "pattern": f"^(partial|final;[^ ]*/{_ID}( [^ ]*/{_ID})*)?$",
+    "examples": ["partial"],
+}
 # A structured field (RFC 9651 section 3.3.1) has at most 15 digits.
 STRUCTURED_BYTES: Schema = {"type": "integer", "minimum": 0, "maximum": 10**15 - 1}
 STRUCTURED_SIZE: Schema = STRUCTURED_BYTES | {"minimum": 1}

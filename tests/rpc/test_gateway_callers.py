@@ -39,7 +39,7 @@ async def world(keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
         ('"8e03978e-40d5"', {}, "8e03978e-40d5"),
         (r'"a \"b\" \\"', {}, r'a "b" \\'.replace("\\\\", "\\")),
         ("k" * 128, {}, "k" * 128),
-        ("of the header", {"request_id": "of the body"}, "of the body"),
+        ("of-the-header", {"request_id": "of the body"}, "of the body"),
     ],
 )
 async def test_an_idempotency_key_is_the_request_id(

@@ -1,8 +1,8 @@
 """The gateway keeps what its OpenAPI document promises, whatever is sent: schemathesis makes the requests.
 
 For each operation it tries the rules of the schemas from both sides of their bounds, and a few requests at random:
-the same ones in every run. An id that is well formed is replaced by that of a thing that is there: 404s alone would
-show little. What its checks want and this API does not keep is told below, with the reason.
+the same ones in every run. A well-formed id is replaced by that of a thing that is there: 404s alone show little.
+What its checks want and this API does not keep is told below, with the reason.
 """
 
 from __future__ import annotations
