@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any, cast
 
 import pytest
@@ -175,12 +177,18 @@ class Asker:
 
 
 def _cases(operation: Any) -> Iterable[Case[Any]]:
-    """Of many cases every second, third …"""
+    """As many as may be: the first of each kind before the second of any."""
     generation = SCHEMA.config.generation_for(operation=operation)
-    cases = list(
-        SCHEMA.iter_coverage_cases(operation, generation_modes=list(GenerationMode), generation_config=generation)
-    )
-    return cases[:: -(-len(cases) // _MOST)]
+    kinds: Counter[object] = Counter()
+    ranked: list[tuple[int, Case[Any]]] = []
+    for case in SCHEMA.iter_coverage_cases(
+        operation, generation_modes=list(GenerationMode), generation_config=generation
+    ):
+        data: Any = case.meta.phase.data if case.meta else None
+        kind = (data.scenario, data.parameter_location, data.parameter)
+        kinds[kind] += 1
+        ranked.append((kinds[kind], case))
+    return [case for _, case in sorted(ranked, key=itemgetter(0))[:_MOST]]
 
 
 def _content(case: Case[Any]) -> Mapping[str, Any]:
