@@ -85,10 +85,10 @@ class Admission:
             raise refused
 
     async def _user(self, request: web.Request) -> str:
-        """The subject of the request's token, "" for none. Raises Problem if it does not count; Unavailable."""
+        """The subject of the request's token. Raises Problem if there is none that counts; Unavailable."""
         token = callers.bearer(request, max_token=self._max_token)
         if token is None:
-            return ""
+            raise callers.unauthenticated()
         try:
             caller = await self._verifier.verify(token)
         except Unauthenticated:

@@ -106,7 +106,28 @@ def create(
         router.add_route(binding.verb, binding.template.path, handler.handle)
         if binding.verb == "GET" and not binding.method.server_streaming:
             router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants
+    for path, methods in _owned(bindings).items():
+        router.add_route("*", path, _refusing(methods))
     return app
+
+
+def _owned(bindings: Sequence[Binding]) -> Mapping[str, set[str]]:
+    """Paths without fields that a path with fields would fit too, and the methods they take. What they do not take
+    is not the other's: ``DELETE /upload/limits`` gives up no upload called limits."""
+    fields = [re.compile(_FIELD.sub("[^/]+", b.template.display)) for b in bindings if b.template.fields]
+    owned: dict[str, set[str]] = {}
+    for binding in bindings:
+        path = binding.template.display
+        if not binding.template.fields and any(pattern.fullmatch(path) for pattern in fields):
+            owned.setdefault(path, set()).update({binding.verb, *(["HEAD"] if binding.verb == "GET" else [])})
+    return owned
+
+
+def _refusing(methods: set[str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPMethodNotAllowed(request.method, methods)
+
+    return refuse
 
 
 def _is_open(request: web.Request) -> bool:

@@ -87,9 +87,11 @@ def fill(request: web.Request, message: Message) -> None:
     fields = message.DESCRIPTOR.fields_by_name
     for name in ("request_id", *_HINTS):
         field = fields.get(name)
-        if field is None or field.type != field.TYPE_STRING or field.is_repeated or getattr(message, name):
+        if field is None or field.type != field.TYPE_STRING or field.is_repeated:
             continue
         value = request_id(request) if name == "request_id" else hint(request, name)
+        if getattr(message, name):
+            continue
         if name == "request_id" or _is_taken(cast(FieldDescriptor, field), value):
             setattr(message, name, value)
 

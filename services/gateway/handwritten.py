@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.gateway.headerfields import DIGEST
+from services.gateway.headerfields import SHA256 as _HASH
 from services.gateway.statuses import OF_ANSWERS, OF_CHUNKS, OF_FILES, OF_VIDEOS, headers
 
 _ID = {"type": "string", "format": "uuid"}
-_HASH = {"type": "string", "pattern": "^[0-9a-fA-F]{64}$", "description": "SHA-256 in hex"}
 
 SCHEMAS: Mapping[str, Any] = {
     "Problem": {
@@ -66,7 +67,7 @@ SCHEMAS: Mapping[str, Any] = {
 
 
 def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
-    number = {"type": "integer", "minimum": 0}
+    number = {"type": "integer", "format": "int32", "minimum": 0, "maximum": 2**31 - 1}
     return {
         "post": {
             "operationId": f"UploadChunk_{slug}_{'path' if in_path else 'query'}",
@@ -84,7 +85,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
                     "schema": number,
                 },
                 {"name": "X-Chunk-SHA256", "in": "header", "required": False, "schema": _HASH},
-                _condition("Content-Digest", "SHA-256 in base64: `sha-256=:…:` (RFC 9530)"),
+                {"name": "Content-Digest", "in": "header", "required": False, "schema": DIGEST},
             ],
             "requestBody": {
                 "required": True,

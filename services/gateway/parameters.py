@@ -7,16 +7,17 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from services.gateway.bounds import Schema
+from services.gateway.headerfields import IDEMPOTENCY_KEY, TEXT, Schema
 from services.gateway.routes import Binding
 from services.gateway.scalars import ONE_TEXT
 from services.gateway.schemas import Schemas
 
 _MAX_DEPTH = 3
 _HEADERS = {
-    "request_id": ("Idempotency-Key", "Stands for request_id where the body has none.", 128),
-    "network_type": ("X-Network-Type", "Stands for network_type where it is not given.", 32),
-    "device_type": ("X-Device-Type", "Stands for device_type where it is not given.", 32),
+    "request_id": ("Idempotency-Key", "Stands for request_id where the body has none.", IDEMPOTENCY_KEY),
+    # A hint that makes no sense is not read, and one that is too long is cut: nothing is refused for it.
+    "network_type": ("X-Network-Type", "Stands for network_type where it is not given.", TEXT),
+    "device_type": ("X-Device-Type", "Stands for device_type where it is not given.", TEXT),
 }
 
 
@@ -63,12 +64,10 @@ def _leaves(descriptor: Descriptor, prefix: str, depth: int) -> Iterator[tuple[s
 
 
 def _headers(binding: Binding) -> Iterator[dict[str, Any]]:
-    for name, (header, text, longest) in _HEADERS.items():
+    for name, (header, text, schema) in _HEADERS.items():
         field = binding.method.input_type.fields_by_name.get(name)
         if field is not None and field.type == field.TYPE_STRING and not field.is_repeated:
-            # A key may also be left out; a hint that makes no sense is not read.
-            shortest = 1 if name == "request_id" else 0
-            yield header_parameter(header, text, {"type": "string", "minLength": shortest, "maxLength": longest})
+            yield header_parameter(header, text, schema)
     if binding.method.server_streaming:
         yield header_parameter("Last-Event-ID", "The id of the last event: that state is not sent again.")
 
@@ -80,5 +79,5 @@ def header_parameter(name: str, text: str, schema: Schema | None = None) -> dict
         "in": "header",
         "required": False,
         "description": text,
-        "schema": schema or {"type": "string"},
+        "schema": schema or TEXT,
     }

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from services.gateway import handwritten
+from services.gateway import handwritten, headerfields
 from services.gateway.statuses import OF_ANSWERS, OF_APPENDS, OF_TUS
 from services.gateway.statuses import headers as told
 
 _ID = {"name": "session_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
-_BYTES = {"type": "integer", "minimum": 0}
-_TEXT = {"type": "string"}
-_FLAG = {"type": "string", "enum": ["?0", "?1"]}
 _OPTIONS_PROBLEMS: Mapping[int, str] = {503: ""}
 
 
-def _header(name: str, schema: Mapping[str, Any] = _TEXT, *, required: bool = False) -> dict[str, Any]:
+def _header(name: str, schema: Mapping[str, Any] = headerfields.TEXT, *, required: bool = False) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": required, "schema": schema}
 
 
-_VERSION = _header("Tus-Resumable", {"type": "string", "const": "1.0.0"}, required=True)
+_VERSION = _header("Tus-Resumable", headerfields.TUS_VERSION, required=True)
+_KEY = _header("Idempotency-Key", headerfields.IDEMPOTENCY_KEY)
+_CHECKSUM = _header("Upload-Checksum", headerfields.TUS_CHECKSUM)
+_INTEROP = _header("Upload-Draft-Interop-Version") | {
+    "description": "8 asks for a 104 with the Location, before the content is taken.",
+    "example": "8",
+}
 
 
 def _operation(
@@ -57,12 +60,12 @@ def _tus() -> dict[str, Any]:
         ("Location", "Upload-Offset", "Upload-Expires"),
         (
             _VERSION,
-            _header("Upload-Length", _BYTES) | {"example": 8100000},
+            _header("Upload-Length", headerfields.SIZE) | {"example": 8100000},
             _header("Upload-Defer-Length", {"type": "string", "const": "1"}),
             _header("Upload-Metadata") | {"example": "filename Y2xpcC5tcDQ=,filetype dmlkZW8vbXA0"},
-            _header("Upload-Concat"),
-            _header("Upload-Checksum"),
-            _header("Idempotency-Key"),
+            _header("Upload-Concat", headerfields.TUS_CONCAT),
+            _CHECKSUM,
+            _KEY,
         ),
         body=body,
         problems=problems,
@@ -76,9 +79,9 @@ def _tus() -> dict[str, Any]:
         (
             _ID,
             _VERSION,
-            _header("Upload-Offset", _BYTES, required=True),
-            _header("Upload-Length", _BYTES),
-            _header("Upload-Checksum"),
+            _header("Upload-Offset", headerfields.BYTES, required=True),
+            _header("Upload-Length", headerfields.BYTES),
+            _CHECKSUM,
         ),
         body=body,
         problems=problems,
@@ -96,8 +99,8 @@ def _tus() -> dict[str, Any]:
 
 def _rufh() -> dict[str, Any]:
     tag = "Resumable Uploads for HTTP"
-    digest, length = _header("Content-Digest"), _header("Upload-Length", _BYTES)
-    completes = _header("Upload-Complete", _FLAG, required=True)
+    digest = _header("Content-Digest", headerfields.DIGEST)
+    completes = _header("Upload-Complete", headerfields.FLAG, required=True)
     state = ("Upload-Complete", "Upload-Offset", "Upload-Length", "Upload-Limit")
     create = _operation(
         "RufhCreate",
@@ -107,16 +110,17 @@ def _rufh() -> dict[str, Any]:
         ("Location", *state),
         (
             completes | {"example": "?1"},
-            length,
+            _header("Upload-Length", headerfields.STRUCTURED_SIZE),
             _header("Content-Disposition") | {"example": 'attachment; filename="clip.mp4"'},
-            _header("Repr-Digest"),
+            _header("Repr-Digest", headerfields.DIGEST),
             digest,
-            _header("Upload-Draft-Interop-Version", {"type": "string", "const": "8"}),
-            _header("Idempotency-Key"),
+            _INTEROP,
+            _KEY,
         ),
         body="*/*",
     )
-    offset = _header("Upload-Offset", _BYTES, required=True)
+    offset = _header("Upload-Offset", headerfields.STRUCTURED_BYTES, required=True)
+    length = _header("Upload-Length", headerfields.STRUCTURED_BYTES)
     summary = "Appends content; Upload-Complete ?1 makes the file (answer 200 with the upload)."
     patch = _operation(
         "RufhPatch",

@@ -8,6 +8,7 @@ from asyncio import StreamReader
 from dataclasses import dataclass
 from typing import Any
 
+from tests.rpc import documented
 from tests.rpc.gateway_world import connection
 
 SECONDS = 10
@@ -55,10 +56,14 @@ async def ended(reader: StreamReader) -> bytes:
 
 
 async def exchange(port: int, data: bytes) -> Answer:
-    """The answer to ``data`` on a connection of its own."""
+    """The answer to ``data`` on a connection of its own, which the OpenAPI document must know."""
     async with connection(port) as (reader, writer):
         writer.write(data)
-        return await answer(reader)
+        got = await answer(reader)
+    method, target, *_ = [*data.partition(b"\r\n")[0].decode("latin-1").split(" "), ""]
+    found = documented.fault(method, target.partition("?")[0], got.status, got.headers, got.body)
+    assert not found, found
+    return got
 
 
 async def assert_healthy(port: int) -> None:

@@ -20,7 +20,8 @@ from services.common.keys import KeyRing
 from services.gateway import wiring
 from services.gateway.config import GatewaySettings
 from services.gateway.routes import RouteError
-from tests.rpc.gateway_world import NOW, World, connection, open_world
+from tests.rpc.fake_uploads import NOW
+from tests.rpc.gateway_world import World, connection, open_world
 from tests.unit.test_gateway_routes import service
 from twotruths.merge.v1.video_pb2 import VISIBILITY_PRIVATE, VISIBILITY_PUBLIC
 from twotruths.upload.v1.upload_pb2 import File

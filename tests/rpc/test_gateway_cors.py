@@ -36,6 +36,7 @@ ROUTES = [
 @pytest.fixture
 async def world(keys: KeyRing, tmp_path: Path) -> AsyncIterator[World]:
     async with open_world(keys, tmp_path, gateway_cors_origins=f"{OURS}, {LOCAL}") as world:
+        world.challenges.publish_error = RuntimeError("a defect")
         yield world
 
 

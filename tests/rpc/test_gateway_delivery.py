@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from services.common.keys import KeyRing
-from tests.rpc.gateway_world import NOW, open_world
+from tests.rpc.fake_uploads import NOW
+from tests.rpc.gateway_world import open_world
 from twotruths.merge.v1.video_service_pb2 import GetPlaybackResponse
 
 SECRET = "Policy=cG9saWN5&Signature=c2ln&Key-Pair-Id=K1"

@@ -14,7 +14,8 @@ from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.gateway import callers
 from services.gateway.limits import SECOND
-from tests.rpc.gateway_world import NOW, World, open_world
+from tests.rpc.fake_uploads import NOW
+from tests.rpc.gateway_world import World, open_world
 from tests.unit.test_common_identity import BAD, REFUSAL, Forge
 
 URL = "/api/v1/upload/limits"
