@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.common.keys import MEDIA_READ, MEDIA_UPLOAD
 from services.gateway.headerfields import DIGEST
 from services.gateway.headerfields import SHA256 as _HASH
 from services.gateway.statuses import OF_ANSWERS, OF_CHUNKS, OF_FILES, OF_VIDEOS, headers
@@ -15,6 +16,18 @@ SCHEMAS: Mapping[str, Any] = {
     "Problem": {
         "type": "object",
         "description": "What went wrong (RFC 9457).",
+        "examples": [
+            {
+                "type": "urn:twotruths:problem:chunk-conflict",
+                "title": "Conflict",
+                "status": 409,
+                "detail": "other bytes are stored for chunk 3",
+                "instance": "/api/v1/upload/3f2b8c1e-6d47-4a59-9c0e-7b1d2e5f8a34/chunk/3",
+                "request_id": "5f0c6d0a1b2c4d5e8f90a1b2c3d4e5f6",
+                "reason": "CHUNK_CONFLICT",
+                "errors": [],
+            }
+        ],
         "required": ["type", "title", "status", "detail", "instance", "request_id", "reason", "errors"],
         "properties": {
             "type": {"type": "string", "format": "uri"},
@@ -110,6 +123,7 @@ def _chunk(*, in_path: bool, slug: str) -> dict[str, Any]:
                     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChunkAnswer"}}},
                 }
             },
+            "security": [{"bearer": [MEDIA_UPLOAD]}],
             "x-problems": OF_CHUNKS,
         }
     }
@@ -160,19 +174,22 @@ def _bytes(
             {"name": query, "in": "query", "required": False, "schema": {"type": "string"}}
             for query in ("expires", "key_id", "public")
         ]
-    operation = {
+    operation: dict[str, Any] = {
         "tags": ["Media"],
         "summary": summary,
         "parameters": parameters,
+        "security": [{"bearer": [MEDIA_READ]}, *([{"signed": []}] if signed else [])],
         "responses": {
             "200": {"description": "The whole file.", "headers": headers(*told), "content": {kind: {}}},
-            **({"206": _part(kind, told)} if ranges else {}),
-            **({"302": _MOVED} if moves else {}),
             "304": {"description": "The client's copy is current.", "headers": headers(*OF_ANSWERS, "ETag")},
         },
-        "x-problems": OF_VIDEOS if signed else OF_FILES,
-    } | ({"security": [{"bearer": []}, {"signed": []}]} if signed else {})
-    return {verb: operation | {"operationId": f"{name}_{verb}"} for verb in ("get", "head")}
+    }
+    problems = OF_VIDEOS if signed else OF_FILES
+    # Ranges, and so redirects to where they are served, are for GET alone (RFC 9110 section 14.2).
+    of_get = ({"206": _part(kind, told)} if ranges else {}) | ({"302": _MOVED} if moves else {})
+    get = operation | {"responses": operation["responses"] | of_get, "x-problems": problems}
+    head = operation | {"x-problems": {status: text for status, text in problems.items() if status != 416}}
+    return {"get": get | {"operationId": f"{name}_get"}, "head": head | {"operationId": f"{name}_head"}}
 
 
 def _poster() -> dict[str, Any]:

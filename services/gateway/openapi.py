@@ -8,10 +8,12 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
 
+from services.common.scopes import scope_of
 from services.gateway import parameters, statuses
 from services.gateway.handwritten import SCHEMAS
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding
+from services.gateway.samples import Samples
 from services.gateway.schemas import Schemas
 from twotruths.upload.v1.upload_pb2 import Upload
 
@@ -44,7 +46,7 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str], more: Pat
             operations["head"] = _head(operation)
     for path, written in (*PATHS.items(), *more.items()):
         paths.setdefault(path, {}).update({verb: _with_problems(op) for verb, op in written.items()})
-    return {
+    found: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "twotruths",
@@ -66,6 +68,19 @@ def document(bindings: Sequence[Binding], comments: Mapping[str, str], more: Pat
             },
         },
     }
+    _add_examples(found)
+    return found
+
+
+def _add_examples(document: Mapping[str, Any]) -> None:
+    """Gives every answer in JSON that is no problem an example."""
+    samples = Samples(document)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for response in operation["responses"].values():
+                media = response.get("content", {}).get(_KINDS[0], {})
+                if "schema" in media:
+                    media["example"] = samples.value(media["schema"])
 
 
 def _tags(
@@ -94,6 +109,8 @@ def _operation(binding: Binding, schemas: Schemas, comments: Mapping[str, str]) 
             **statuses.of_rpc(comment, body=bool(binding.body), stream=binding.method.server_streaming),
         },
     }
+    if scope := scope_of(binding.method):
+        operation["security"] = [{"bearer": [scope]}]
     if binding.method.server_streaming:
         operation["responses"]["204"] = {"description": _OVER, "headers": statuses.headers("X-Request-Id")}
     if binding.body:

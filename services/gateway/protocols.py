@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from services.common.keys import MEDIA_UPLOAD
 from services.gateway import handwritten, headerfields
 from services.gateway.statuses import OF_ANSWERS, OF_APPENDS, OF_TUS
 from services.gateway.statuses import headers as told
@@ -43,6 +44,7 @@ def _operation(
         "operationId": name,
         "tags": [tag],
         "summary": summary,
+        "security": [{"bearer": [MEDIA_UPLOAD]}],
         "parameters": list(parameters),
         "responses": {str(status): response},
         "x-problems": problems,

@@ -81,11 +81,7 @@ class _Page:
         )
 
     def _operation(self, verb: str, path: str, operation: Json) -> Markup:
-        permission = "Needs a token"
-        if self._samples.is_open(operation):
-            permission = "Needs no token"
-        elif {"signed": []} in operation.get("security", ()):
-            permission = "Needs a token, or the signature of a streaming_url in the query"
+        permission = self._permission(operation)
         beside = self._document["paths"][path]
         if verb == "HEAD" and "get" in beside:
             link = Markup('<p>As <a href="#{}">GET</a>, without the content.</p>').format(
@@ -109,6 +105,15 @@ class _Page:
             curl=self._samples.curl(verb, path, operation),
             about=about,
         )
+
+    def _permission(self, operation: Json) -> str:
+        """What a request must have, in words."""
+        if self._samples.is_open(operation):
+            return "Needs no token"
+        ways = operation.get("security", self._document["security"])
+        scopes = [scope for way in ways for scope in way.get("bearer", ())]
+        token = f"Needs a token with the scope {scopes[0]}" if scopes else "Needs a token"
+        return f"{token}, or the signature of a streaming_url in the query" if {"signed": []} in ways else token
 
     def _about(self, path: str, operation: Json) -> Markup:
         """Parameters, body and answers."""

@@ -142,10 +142,10 @@ class Samples:
         lines += [f"Content-Type: {_shown(kind)}", ""]
         if kind == problems.CONTENT_TYPE:
             value = self.problem(int(status), response["description"], path)
-        elif "example" in media:
+        elif isinstance(media.get("example"), str):
             return "\n".join([*lines, media["example"]])
         elif "schema" in media:
-            value = self.value(media["schema"])
+            value = media["example"] if "example" in media else self.value(media["schema"])
         else:
             return "\n".join([*lines, "(bytes)"])
         return "\n".join([*lines, json.dumps(value, ensure_ascii=False, indent=2)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import protovalidate
 import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from services.gateway import contract, openapi, problems, routes
@@ -118,7 +119,36 @@ def test_headers_and_permissions_of_bytes_are_told(document: dict[str, Any]) -> 
     names = {parameter["name"] for parameter in operation["parameters"]}
     assert {"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since"} <= names
     assert {"ETag", "Content-Range"} <= set(operation["responses"]["206"]["headers"])
-    assert operation["security"] == [{"bearer": []}, {"signed": []}]
+    assert operation["security"] == [{"bearer": ["media:read"]}, {"signed": []}]
+    assert {"206", "302", "416"} <= operation["responses"].keys()
+    head = document["paths"]["/api/v1/media/stream/{video_file_id}"]["head"]
+    assert not {"206", "302", "416"} & head["responses"].keys()
+
+
+def test_every_operation_that_wants_a_token_says_which_scope(document: dict[str, Any]) -> None:
+    operations = {op["operationId"]: op for ops in document["paths"].values() for op in ops.values()}
+    scopes = {name: [way.get("bearer") for way in op.get("security", [])] for name, op in operations.items()}
+    anyone = {name for name, op in operations.items() if {} in op.get("security", [])}
+    without = {name for name in operations if not any(scopes[name])} - anyone
+    assert {name.partition("_")[0] for name in without} == {"GetProcessingHealth"}  # any player's token
+    assert scopes["UploadChunk_upload_path"] == [["media:upload"]]
+    assert scopes["TusPatch"] == [["media:upload"]]
+    assert scopes["SubmitGuess_post_api_v1_challenges_challenge_id_guess"] == [["challenge:write"]]
+
+
+def test_every_json_answer_has_an_example(document: dict[str, Any]) -> None:
+    media = [
+        (op["operationId"], response["content"]["application/json"])
+        for ops in document["paths"].values()
+        for op in ops.values()
+        for response in op["responses"].values()
+        if "application/json" in response.get("content", {})
+    ]
+    assert len(media) > 30
+    for name, each in media:
+        schema = {**each["schema"], "components": document["components"]}
+        assert "example" in each, name
+        Draft202012Validator(schema).validate(each["example"])
 
 
 def test_requests_may_be_sent_again_and_streams_resumed_by_header(document: dict[str, Any]) -> None:
