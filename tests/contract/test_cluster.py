@@ -20,6 +20,7 @@ from services.common.adapters.jetstream_jobs import JetStreamJobQueue
 from services.common.adapters.jetstream_state import JetStreamStateStore
 from services.common.errors import Unavailable
 from services.common.jobs import Job
+from services.common.state import RevisionConflict
 from tests.contract.test_state_store import Note, NoteCodec
 
 
@@ -102,6 +103,31 @@ async def test_records_and_changes_go_on_when_their_leader_is_killed(cluster: Cl
                         if change.value == Note("40"):
                             break
         await feed.close()
+
+
+async def test_a_write_that_is_refused_has_another_before_it(cluster: Cluster) -> None:
+    """The cluster refuses a write already while another one is on its way to the replicas."""
+    async with cluster.client() as one, cluster.client() as two, cluster.client() as three:
+        stores = [JetStreamStateStore(each, "notes", NoteCodec(), replicas=3) for each in (one, two, three)]
+        await stores[0].ensure()
+        entry = await stores[0].create("a.1", Note("0"))
+
+        async def write(store: JetStreamStateStore[Note], expected: int) -> bool:
+            try:
+                await store.update("a.1", Note("1"), expected)
+            except RevisionConflict:
+                found = await store.get("a.1")
+                assert found is not None
+                assert found.revision > expected
+                return False
+            return True
+
+        for _ in range(50):
+            written = await asyncio.gather(*(write(store, entry.revision) for store in stores))
+            assert sum(written) == 1
+            found = await stores[0].get("a.1")
+            assert found is not None
+            entry = found
 
 
 async def test_every_job_is_done_though_the_leader_of_the_queue_is_killed(cluster: Cluster) -> None:

@@ -187,7 +187,12 @@ class JetStreamStateStore(Generic[T]):
                 raw = await self._read(key)
                 if raw.operation == operation:
                     return raw.revision
-                raise RevisionConflict(key) from None
+                if raw.revision != expected:
+                    raise RevisionConflict(key) from None
+                # A cluster refuses a write also while another is on its way to the replicas; whose, is to be seen.
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise away(f"bucket {self._bucket}") from error
+                await asyncio.sleep(0.01)
             else:
                 return ack.seq
 
