@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from mesh.errors import MeshError
 from services.common.keys import ALL_SCOPES, KeyRing
+
+if TYPE_CHECKING:
+    from mesh import topology
 
 app = typer.Typer(
     name="mesh",
@@ -34,13 +37,30 @@ app.add_typer(jobs, name="jobs")
 State = Annotated[Path, typer.Option(help="Where data, keys and logs of this mesh are kept.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="The gateway's port.", show_default="8080")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, max=64, help="How many merge workers.", show_default="one a CPU, at most 4")
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,
+        help="How many merge workers; short for `--scale merge-worker=N`.",
+        show_default="one a CPU, at most 4",
+    ),
 ]
 FreePorts = Annotated[
     bool, typer.Option("--free-ports", help="Pick free ports for everything, to run several meshes.")
 ]
 
 S3 = Annotated[bool, typer.Option("--s3", help="Keep bytes in an S3 server (started too), not in a directory.")]
+
+Scale = Annotated[
+    str,
+    typer.Option(
+        "--scale",
+        metavar="NAME=N,…",
+        help="How many of each: `upload=2,merge=2,merge-worker=3,challenge=2,gateway=2`; else one. "
+        "Several uploads need --s3, several challenges PostgreSQL.",
+    ),
+]
+Nats = Annotated[int, typer.Option("--nats", help="NATS servers: 1, or 3 as a cluster that outlives one of them.")]
 
 NatsUrl = Annotated[
     str,
@@ -62,6 +82,8 @@ def up(
     workers: Workers = None,
     free_ports: FreePorts = False,
     s3: S3 = False,
+    scale: Scale = "",
+    nats: Nats = 1,
 ) -> None:
     """Start everything and keep it running until Ctrl-C.
 
@@ -70,10 +92,9 @@ def up(
     NATS_URL uses a NATS server that runs already (2.11 or newer, with JetStream); TWOTRUTHS_… settings in
     the environment reach all services.
     """
-    from mesh import topology
     from mesh.up import up as run_up
 
-    options = topology.Options(state, workers or topology.default_workers(), port, free_ports, s3)
+    options = _options(state, port, workers, free_ports, s3, scale, nats)
     _run(run_up(options, Console()))
 
 
@@ -89,13 +110,14 @@ def demo(
     workers: Workers = None,
     free_ports: FreePorts = False,
     s3: S3 = False,
+    scale: Scale = "",
+    nats: Nats = 1,
 ) -> None:
     """Play the whole game once through the gateway, as two phones would.
 
     Uses the mesh that runs on --state, or starts one and stops it afterwards (--port, --workers,
-    --free-ports and --s3 are for that). Ends with one line `DEMO OK {json}`.
+    --free-ports, --s3, --scale and --nats are for that). Ends with one line `DEMO OK {json}`.
     """
-    from mesh import topology
     from mesh.demo import demo as run_demo
 
     if clips and len(clips) != 3:
@@ -105,7 +127,7 @@ def demo(
             _fail(MeshError(f"{clip} is not a file"))
         if not os.access(clip, os.R_OK):
             _fail(MeshError(f"{clip} cannot be read"))
-    options = topology.Options(state, workers or topology.default_workers(), port, free_ports, s3)
+    options = _options(state, port, workers, free_ports, s3, scale, nats)
     if not _run(run_demo(options, clips or [], Console())):
         _fail(MeshError("the demo was interrupted"), status=130)
 
@@ -158,6 +180,25 @@ def jobs_drop(id: JobId, state: State = DEFAULT_STATE, nats_url: NatsUrl = "") -
     from mesh import jobs as commands
 
     _run(commands.drop(state, id, nats_url))
+
+
+def _options(
+    state: Path, port: int | None, workers: int | None, free_ports: bool, s3: bool, scale: str, nats: int
+) -> topology.Options:
+    from mesh import scale as scales
+    from mesh import topology
+
+    try:
+        replicas = scales.parse(scale)
+    except MeshError as error:
+        _fail(error)
+    if nats not in scales.SERVERS:
+        _fail(MeshError(f"--nats takes {' or '.join(map(str, scales.SERVERS))}, not {nats}"))
+    of_scale = replicas.pop(scales.WORKER, None)
+    if workers and of_scale:
+        _fail(MeshError(f"--workers {workers} is short for --scale {scales.WORKER}={workers}: give one of them"))
+    number = workers or of_scale or topology.default_workers()
+    return topology.Options(state, number, port, free_ports, s3, replicas, nats)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> bool:

@@ -45,14 +45,15 @@ class Piece:
 
 
 class Phone:
-    """One player's phone. Methods raise Refused when the gateway says no and MeshError when patience ends."""
+    """One player's phone, which knows one gateway or several. Methods raise Refused when the gateway says no and
+    MeshError when patience ends."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, gateway_url: str, token: str, *, patience: float = 60.0
+        self, session: aiohttp.ClientSession, gateway_urls: Sequence[str], token: str, *, patience: float = 60.0
     ) -> None:
         self._session = session
         self.token = token
-        self.http = HttpClient(session, gateway_url, token, patience=patience)
+        self.http = HttpClient(session, gateway_urls, token, patience=patience)
 
     async def initiate(self, clips: Sequence[Clip], title: str, canvas: tuple[int, int] | None = None) -> Json:
         """Makes a merge session with an upload for each clip."""
@@ -105,15 +106,16 @@ class Phone:
     async def _events(self, path: str) -> AsyncGenerator[Json, None]:
         """The sessions that the event stream sends until it ends. Raises Refused or ConnectionLost."""
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "text/event-stream"}
-        url = self.http.base_url + path
+        gateway = self.http.base_url
         try:
-            async with self._session.get(url, headers=headers, timeout=_EVENTS_TIMEOUT) as response:
+            async with self._session.get(gateway + path, headers=headers, timeout=_EVENTS_TIMEOUT) as response:
                 await raise_for_refusal(f"GET {path}", response)
                 async for event in events.parse(response.content):
                     if event.name != "message":  # "end", or "error" with a problem: asking will tell
                         return
                     yield json.loads(event.data)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            self.http.gone(gateway)
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 
     async def create_challenge(self, title: str, merged_video: Json, lie: int) -> Json:

@@ -37,9 +37,9 @@ async def demo(options: Options, files: Sequence[Path], console: Console) -> Non
     it must be."""
     narrator = Narrator(console)
     with tempfile.TemporaryDirectory(prefix="twotruths-demo-") as scratch:
-        async with _mesh(options, console, narrator) as (gateway_url, ring), aiohttp.ClientSession() as http:
-            narrator.say(f"  gateway {gateway_url}")
-            alice, bob = (Phone(http, gateway_url, ring.player_token(user)) for user in ("alice", "bob"))
+        async with _mesh(options, console, narrator) as (urls, ring), aiohttp.ClientSession() as http:
+            narrator.say(f"  gateway {' '.join(urls)}")
+            alice, bob = phones(http, urls, ring)
             try:
                 async with asyncio.timeout(_LONGEST):
                     result = await Game(alice, bob, narrator, Path(scratch)).play(files)
@@ -50,14 +50,22 @@ async def demo(options: Options, files: Sequence[Path], console: Console) -> Non
     narrator.say(f"DEMO OK {json.dumps(result)}")
 
 
+def phones(http: aiohttp.ClientSession, urls: Sequence[str], ring: KeyRing) -> tuple[Phone, Phone]:
+    """Alice's and bob's: of several gateways, bob turns to the last one first."""
+    alice, bob = ring.player_token("alice"), ring.player_token("bob")
+    return Phone(http, urls, alice), Phone(http, urls[::-1], bob)
+
+
 @asynccontextmanager
-async def _mesh(options: Options, console: Console, narrator: Narrator) -> AsyncIterator[tuple[str, KeyRing]]:
-    """The gateway's URL and the keys of the mesh that runs on the state directory, or of one that lives in the
+async def _mesh(
+    options: Options, console: Console, narrator: Narrator
+) -> AsyncIterator[tuple[list[str], KeyRing]]:
+    """The gateways' URLs and the keys of the mesh that runs on the state directory, or of one that lives in the
     block."""
     state = StateDirectory(options.state)
     if info := await find_running(state):
         narrator.say(f"▸ using the mesh that runs on {state.root}", style="bold")
-        yield info.gateway_url, KeyRing(state.keys)
+        yield info.gateway_urls, KeyRing(state.keys)
         return
     board = Board(console)
     async with AsyncExitStack() as stack:
@@ -66,7 +74,7 @@ async def _mesh(options: Options, console: Console, narrator: Narrator) -> Async
             board.open()
             mesh = await stack.enter_async_context(running(options, board.changed, board.close))
             board.close()
-        yield mesh.topology.gateway_url, KeyRing(state.keys)
+        yield mesh.topology.gateway_urls, KeyRing(state.keys)
 
 
 class Game:

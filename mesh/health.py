@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import aiohttp
 import nats
@@ -77,5 +77,16 @@ def http(*urls: str) -> HealthCheck:
                 async with session.get(url) as response:
                     if response.status != 200:
                         raise NotReady(url)
+
+    return check
+
+
+def any_http(urls: Sequence[str]) -> HealthCheck:
+    """HTTP servers of which one answers 200 there."""
+
+    async def check() -> None:
+        answers = await asyncio.gather(*(http(url)() for url in urls), return_exceptions=True)
+        if all(isinstance(answer, BaseException) for answer in answers):
+            raise NotReady(*urls)
 
     return check

@@ -2,7 +2,8 @@
 
 Tried again are connections that break and answers that say so (429, 502, 503, 504), a little later each
 time; Retry-After is obeyed. Every other refusal is final and comes as :class:`Refused`. All calls of the phone can
-be repeated: they carry a request id or have the same effect twice.
+be repeated: they carry a request id or have the same effect twice. Of several gateways another one is asked when
+one does not answer.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -65,13 +66,26 @@ class Backoff:
 
 
 class HttpClient:
-    """Calls to one gateway with one player's token."""
+    """Calls to a gateway, the first of ``urls`` as long as it answers, with one player's token."""
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, token: str, *, patience: float) -> None:
-        self.base_url = base_url
+    def __init__(
+        self, session: aiohttp.ClientSession, urls: Sequence[str], token: str, *, patience: float
+    ) -> None:
         self.patience = patience
+        self._urls = urls
+        self._turn = 0
         self._session = session
         self._headers = {"Authorization": f"Bearer {token}"}
+
+    @property
+    def base_url(self) -> str:
+        """The gateway that is asked."""
+        return self._urls[self._turn]
+
+    def gone(self, url: str) -> None:
+        """Has the next gateway asked from here on, unless that was done since this one was asked."""
+        if url == self.base_url:
+            self._turn = (self._turn + 1) % len(self._urls)
 
     async def call(self, method: str, path: str, body: Json | None = None) -> Json:
         """The JSON answer, tried again as long as patience lasts. Raises Refused or MeshError."""
@@ -91,14 +105,13 @@ class HttpClient:
         self, method: str, path: str, read: Callable[[aiohttp.ClientResponse, bytes], Any], **arguments: Any
     ) -> Any:
         """What ``read`` makes of a good answer and its body; one try. Raises Refused or ConnectionLost."""
-        headers = self._headers | arguments.pop("headers", {})
+        headers, url = self._headers | arguments.pop("headers", {}), self.base_url
         try:
-            async with self._session.request(
-                method, self.base_url + path, headers=headers, **arguments
-            ) as response:
+            async with self._session.request(method, url + path, headers=headers, **arguments) as response:
                 await raise_for_refusal(f"{method} {path}", response)
                 return read(response, await response.read())
         except (aiohttp.ClientError, TimeoutError) as error:
+            self.gone(url)
             raise ConnectionLost(f"{type(error).__name__}: {error}") from error
 
 

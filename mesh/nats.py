@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mesh.errors import MeshError
@@ -45,18 +46,49 @@ def _version(server: Path) -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else ()
 
 
-def write_config(path: Path, *, port: int, store: Path) -> None:
-    """The configuration of a server of our own: JetStream that has written to disk what it acknowledged."""
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A server of a cluster: its name in it, where the others reach it, where all are reached by each other, and
+    where it tells its health (GET /healthz)."""
+
+    name: str
+    routes_port: int
+    all_routes_ports: tuple[int, ...]
+    health_port: int
+
+
+def check_store(home: Path, servers: int) -> None:
+    """Raises MeshError when the streams below ``home`` were made by another number of servers: a cluster cannot
+    read those of one server, nor the reverse."""
+    found = 3 if (home / "nats-1" / "jetstream").is_dir() else 1 if (home / "nats" / "jetstream").is_dir() else 0
+    if found not in {0, servers}:
+        raise MeshError(f"the broker's data in {home} was made with --nats {found}: use that, or another --state")
+
+
+def write_config(path: Path, *, port: int, store: Path, member: Member | None = None) -> None:
+    """The configuration of a server of our own: JetStream that has written to disk what it acknowledged. Alone, or
+    one of a cluster."""
     path.write_text(
-        f"""server_name: mesh
+        f"""server_name: {member.name if member else "mesh"}
 listen: "{HOST}:{port}"
-jetstream {{
+{_cluster(member) if member else ""}jetstream {{
   store_dir: {_quoted(store)}
   # Without this an acknowledged message may be lost when the machine goes down.
   sync_interval: always
 }}
 """
     )
+
+
+def _cluster(member: Member) -> str:
+    routes = ", ".join(f'"nats://{HOST}:{port}"' for port in member.all_routes_ports)
+    return f"""http: "{HOST}:{member.health_port}"
+cluster {{
+  name: mesh
+  listen: "{HOST}:{member.routes_port}"
+  routes: [{routes}]
+}}
+"""
 
 
 def _quoted(path: Path) -> str:

@@ -16,16 +16,18 @@ FIXED: Mapping[str, int] = {"gateway": 8080, "upload": 50051, "merge": 50052, "c
 def choose(names: Iterable[str], *, free: bool, gateway: int | None) -> dict[str, int]:
     """A port for each name. Raises MeshError naming a fixed port that is taken and the way out.
 
-    ``gateway`` asks for that port of the gateway. Names without a fixed port get a free one, with ``free`` all do.
+    ``gateway`` asks for that port of the gateway. Of several the first has the fixed port. Names without a fixed
+    port get a free one, with ``free`` all do.
     """
     wanted = {} if free else dict(FIXED)
     if gateway is not None:
         wanted["gateway"] = gateway
     chosen: dict[str, int] = {}
     for name in names:
-        if name in wanted:
-            _check(name, wanted[name])
-            chosen[name] = wanted[name]
+        first = name.removesuffix("-1")
+        if first in wanted:
+            _check(name, wanted[first])
+            chosen[name] = wanted[first]
         else:
             chosen[name] = _free({*chosen.values(), *wanted.values()})
     return chosen
@@ -33,7 +35,7 @@ def choose(names: Iterable[str], *, free: bool, gateway: int | None) -> dict[str
 
 def _check(name: str, port: int) -> None:
     if not _bindable(port):
-        other = "another --port, or --free-ports" if name == "gateway" else "--free-ports"
+        other = "another --port, or --free-ports" if name in {"gateway", "gateway-1"} else "--free-ports"
         raise MeshError(f"port {port} ({name}) is taken or not allowed: stop what listens there, or use {other}")
 
 

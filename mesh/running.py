@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from mesh.errors import MeshError
-from mesh.health import http, jetstream, until_healthy
+from mesh.health import any_http, jetstream, until_healthy
 from mesh.state import MeshInfo, StateDirectory
 from mesh.supervisor import Change, Condition, Supervisor
 from mesh.topology import Options, Topology, plan
@@ -88,7 +88,7 @@ async def find_running(state: StateDirectory, patience: float = 60.0) -> MeshInf
                     await asyncio.sleep(0.2)
                     continue
                 async with asyncio.timeout(5):
-                    await until_healthy(http(f"{info.gateway_url}/api/v1/health"))
+                    await until_healthy(any_http([f"{url}/api/v1/health" for url in info.gateway_urls]))
                 return info
     except TimeoutError:
         return None

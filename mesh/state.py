@@ -29,6 +29,8 @@ class MeshInfo:
     grpc_targets: dict[str, str] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
+    # Of several gateways the first is ``gateway_url``; players may turn to any.
+    gateway_urls: list[str] = field(default_factory=list)
 
     def alive(self) -> bool:
         """Whether the process that wrote this may still be there."""

@@ -37,9 +37,9 @@ def announce(console: Console, options: Options, mesh: RunningMesh) -> None:
     """Says that all are healthy and how to reach them."""
     state, info = StateDirectory(options.state), mesh.topology.info({}, healthy=True)
     rows = {
-        "gateway": info.gateway_url,
+        "gateway": "\n".join(info.gateway_urls),
         **info.grpc_targets,
-        "nats": without_secrets(info.nats_url),
+        "nats": without_secrets(info.nats_url).replace(",", "\n"),
         **({"s3": f"http://{HOST}:{info.ports['s3']}"} if "s3" in info.ports else {}),
         "logs": str(state.logs),
     }

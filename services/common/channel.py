@@ -39,7 +39,8 @@ def open_channel(
     audience: str = "",
     retries: bool = True,
 ) -> grpc.aio.Channel:
-    """A channel to ``target`` ("dns:///merge:50052"), in plaintext unless there is ``tls``.
+    """A channel to ``target`` ("dns:///merge:50052"), in plaintext unless there is ``tls``. Of several addresses
+    ("ipv4:10.0.0.1:50052,10.0.0.2:50052") every server has the name of the first: its certificate has to say so.
 
     With ``tokens``, a call that carries no authorization of its own gets a service token for ``audience``. Without
     ``retries`` none is tried again, and a stream takes 7 KiB less for as long as it lasts. Raises OSError for TLS
@@ -55,6 +56,9 @@ def open_channel(
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
+    addresses = target.partition(":")[2].split(",")
+    if len(addresses) > 1:  # by itself gRPC takes the whole list for a name
+        options.append(("grpc.default_authority", addresses[0]))
     interceptors = _interceptors(tokens, audience)
     if tls is None:
         return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)

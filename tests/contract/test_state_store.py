@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
 
+from services.common.adapters import jetstream_pages
 from services.common.adapters.jetstream import connect
 from services.common.adapters.jetstream_changes import JetStreamChangeFeed
 from services.common.adapters.jetstream_state import JetStreamStateStore
@@ -114,6 +116,29 @@ async def test_list_gives_the_records_of_one_owner(subject: Subject) -> None:
     assert alice == {"alice0", "alice1", "alice2"}
     assert len([e async for e in subject.store.list()]) == 6
     assert [e async for e in subject.store.list(owner_prefix("carol"))] == []
+
+
+async def test_a_list_has_what_the_replica_that_answers_has_not_heard_of(
+    own_nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await connect(own_nats_server.url, "test")
+    await (store := JetStreamStateStore(client, "notes", NoteCodec())).ensure()
+    one = await store.create("a.1", Note("old"))
+    await store.create("a.2", Note("2"))
+    page, known = jetstream_pages._page, one.revision + 1
+
+    async def lagging(*arguments: Any) -> tuple[Sequence[jetstream_pages.Stored], int]:
+        messages, start = await page(*arguments)
+        return [message for message in messages if message.sequence <= known], start
+
+    monkeypatch.setattr(jetstream_pages, "_page", lagging)
+    of_a_cluster = JetStreamStateStore(client, "notes", NoteCodec(), replicas=3)
+    assert [e.value.text async for e in of_a_cluster.list("a")] == ["old", "2"]
+    await store.update("a.1", Note("new"), one.revision)
+    await store.create("a.3", Note("3"))
+    assert [e.value.text async for e in of_a_cluster.list("a")] == ["2", "new", "3"]
+    assert [e.value.text async for e in of_a_cluster.list()][-2:] == ["new", "3"]
+    await client.close()
 
 
 async def test_list_gives_first_what_was_written_longest_ago(subject: Subject) -> None:

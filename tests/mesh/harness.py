@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from services.common.state import owned_key
 from twotruths.merge.v1.record_pb2 import MergeRecord
 
 CANVAS = (320, 180)
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 # What a killed worker held is delivered again soon, so that the tests need not wait for it.
 QUICK = {"TWOTRUTHS_JOB_ACK_WAIT_SECONDS": "2"}
 
@@ -34,13 +34,18 @@ QUICK = {"TWOTRUTHS_JOB_ACK_WAIT_SECONDS": "2"}
 class Harness:
     """A running ``mesh up`` on free ports and a state directory of its own."""
 
-    def __init__(self, directory: Path, workers: int = 2, *more: str) -> None:
+    def __init__(self, directory: Path, workers: int = 2, *more: str, settings: Mapping[str, str] = QUICK) -> None:
         self.state = StateDirectory(directory / "state")
+        self.data = (self.state.s3 if "--s3" in more else self.state.root) / "data"
         environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"}
         options = ("--free-ports", "--workers", str(workers), "--state", str(self.state.root), *more)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mesh", "up", *options],
-            env={**environment, **QUICK, "TWOTRUTHS_GATEWAY_GUEST_KEY_FILE": str(self.state.keys / "players.pem")},
+            env={
+                **environment,
+                **settings,
+                "TWOTRUTHS_GATEWAY_GUEST_KEY_FILE": str(self.state.keys / "players.pem"),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -95,7 +100,7 @@ class Harness:
     async def phone(self, user: str) -> AsyncIterator[Phone]:
         """A phone of a player."""
         async with aiohttp.ClientSession() as session:
-            yield Phone(session, self.info.gateway_url, self.keys.player_token(user))
+            yield Phone(session, self.info.gateway_urls, self.keys.player_token(user))
 
     def kill(self, name: str) -> int:
         """SIGKILLs a process by its name; the pid it had."""
@@ -108,15 +113,15 @@ class Harness:
         async with asyncio.timeout(30):
             while self.info.processes.get(name, pid) == pid:
                 await asyncio.sleep(0.05)
-            await until_healthy(http(f"{self.info.gateway_url}/api/v1/health"))
+            for url in self.info.gateway_urls:
+                await until_healthy(http(f"{url}/api/v1/health"))
         return self.info.processes[name]
 
     def busy_workers(self) -> dict[str, list[int]]:
         """The workers that have a job's child process, with the children's pids."""
         workers = {name: pid for name, pid in self.info.processes.items() if name.startswith("worker-")}
         children = {
-            name: [c for c in _descendants(pid) if _is_of_a_job(c, self.state.data)]
-            for name, pid in workers.items()
+            name: [c for c in _descendants(pid) if _is_of_a_job(c, self.data)] for name, pid in workers.items()
         }
         return {name: pids for name, pids in children.items() if pids}
 
@@ -133,7 +138,7 @@ class Harness:
 
     async def record(self, owner: str, merge_session_id: str) -> MergeRecord:
         """The session as merge wrote it down."""
-        client = await nats.connect(self.info.nats_url)
+        client = await nats.connect(self.info.nats_url.split(","))
         try:
             bucket = await client.jetstream().key_value("merges")
             entry = await bucket.get(owned_key(owner, merge_session_id))

@@ -71,7 +71,7 @@ async def test_guests_play_the_game(mesh: Harness, clips: list[Path], tmp_path: 
         for _ in range(2):
             async with http.post(f"{url}/api/v1/guest") as answer:
                 assert answer.status == 200
-                phones.append(Phone(http, url, (await answer.json())["token"]))
+                phones.append(Phone(http, [url], (await answer.json())["token"]))
         result = await Game(phones[0], phones[1], Narrator(Console(quiet=True)), tmp_path).play(clips)
     assert [segment["frame_count"] for segment in result["segments"]] == [30, 36, 24]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,21 +17,27 @@ from aiohttp.test_utils import TestServer
 from mesh.client import Phone
 from mesh.errors import MeshError
 from mesh.http import Json, Refused
+from mesh.running import find_running
 from mesh.sender import Sender
+from mesh.state import MeshInfo, StateDirectory
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+NOBODY = "http://127.0.0.1:9"
 MERGE = "/api/v1/challenge-videos/merge-session/m"
 UPLOAD = "/api/v1/challenge-videos/upload/u"
 
 
 @asynccontextmanager
-async def phone(routes: dict[str, Handler], patience: float = 10.0) -> AsyncIterator[Phone]:
+async def phone(
+    routes: dict[str, Handler], patience: float = 10.0, *, first: Sequence[str] = ()
+) -> AsyncIterator[Phone]:
+    """A phone that knows the gateways ``first``, and after them the one of the routes."""
     app = web.Application()
     for route, handler in routes.items():
         method, path = route.split(" ")
         app.router.add_route(method, path, handler)
     async with TestServer(app) as server, aiohttp.ClientSession() as http:
-        yield Phone(http, str(server.make_url("")).rstrip("/"), "token", patience=patience)
+        yield Phone(http, [*first, str(server.make_url("")).rstrip("/")], "token", patience=patience)
 
 
 def session(status: str) -> Json:
@@ -160,3 +167,24 @@ async def test_an_upload_goes_on_from_remaining_chunks_and_sends_nothing_twice(t
     assert b"".join(uploads.chunks[number] for number in range(uploads.total)) == content
     assert uploads.file_hash == hashlib.sha256(content).hexdigest()
     assert told[-1] == len(content)
+
+
+async def test_another_gateway_is_asked_when_one_does_not_answer() -> None:
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response(session("queued"))
+
+    async with phone({f"GET {MERGE}/status": status}, first=[NOBODY]) as alice:
+        assert (await alice.merge_status("m"))["overall_status"] == "queued"
+        assert alice.http.base_url != NOBODY
+
+
+async def test_a_mesh_is_found_as_long_as_one_of_its_gateways_answers(tmp_path: Path) -> None:
+    async def health(_: web.Request) -> web.Response:
+        return web.json_response({})
+
+    state = StateDirectory(tmp_path)
+    async with phone({"GET /api/v1/health": health}) as alice:
+        urls = [NOBODY, alice.http.base_url]
+        info = MeshInfo(os.getpid(), healthy=True, gateway_url=urls[0], nats_url="", gateway_urls=urls)
+        state.write(info)
+        assert await find_running(state) == info

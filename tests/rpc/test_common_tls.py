@@ -88,6 +88,16 @@ async def test_services_with_certificates_of_one_authority_talk(
         assert (await caller.call()).merge_session.merge_session_id == SESSION
 
 
+async def test_a_target_of_several_addresses_has_the_name_of_the_first(
+    keys: KeyRing, authority: Authority, tmp_path: Path
+) -> None:
+    tls = authority.issue(tmp_path / "tls")
+    async with served(keys, settings=settings(tls), GetMerge=get) as one:
+        target = f"ipv4:127.0.0.1:{one.port},127.0.0.1:{one.port + 1}"
+        async with calling(keys, target, tls=tls) as caller:
+            assert (await caller.call()).merge_session.merge_session_id == SESSION
+
+
 async def test_whoever_is_not_of_the_mesh_gets_no_connection(
     keys: KeyRing, authority: Authority, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from services.common.adapters.jetstream import (
     is_conflict,
     patiently,
 )
-from services.common.adapters.jetstream_pages import stored
+from services.common.adapters.jetstream_pages import Stored, stored
 from services.common.codec import Codec
 from services.common.state import Entry, RevisionConflict
 
@@ -51,6 +51,14 @@ class _Raw:
     value: bytes | None
     revision: int
     operation: str
+
+
+async def _newest(messages: AsyncGenerator[Stored, None]) -> AsyncGenerator[Stored, None]:
+    """Each subject once, as it was last: one owner's records, which are few."""
+    async with aclosing(messages):
+        newest = {message.subject: message async for message in messages}
+    for message in sorted(newest.values(), key=lambda message: message.sequence):
+        yield message
 
 
 class JetStreamStateStore(Generic[T]):
@@ -119,17 +127,19 @@ class JetStreamStateStore(Generic[T]):
     async def list(self, prefix: str = "") -> AsyncGenerator[Entry[T], None]:
         # Listing the keys first would scan the whole bucket for the few of one owner.
         subjects = self._subject(f"{prefix}.>" if prefix else ">")
-        async with aclosing(stored(self._nc, f"KV_{self._bucket}", subjects)) as messages:
-            async for subject, sequence, message in messages:
-                if not message.data or _MARKERS & (message.headers or {}).keys():
+        replicated = self._replicas > 1
+        messages = stored(self._nc, f"KV_{self._bucket}", subjects, replicated=replicated)
+        async with aclosing(_newest(messages) if prefix and replicated else messages) as found:
+            async for message in found:
+                if not message.data or _MARKERS & message.headers.keys():
                     continue
-                key = subject.removeprefix(self._subject(""))
+                key = message.subject.removeprefix(self._subject(""))
                 try:
                     value = self._codec.decode(message.data)
                 except ValueError:  # it must not hide the others
                     log.exception("record cannot be read", extra={"data": {"bucket": self._bucket, "key": key}})
                 else:
-                    yield Entry(key, value, sequence)
+                    yield Entry(key, value, message.sequence)
 
     async def _read(self, key: str) -> _Raw:
         try:
@@ -177,7 +187,12 @@ class JetStreamStateStore(Generic[T]):
                 raw = await self._read(key)
                 if raw.operation == operation:
                     return raw.revision
-                raise RevisionConflict(key) from None
+                if raw.revision != expected:
+                    raise RevisionConflict(key) from None
+                # A cluster refuses a write also while another is on its way to the replicas; whose, is to be seen.
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise away(f"bucket {self._bucket}") from error
+                await asyncio.sleep(0.01)
             else:
                 return ack.seq
 

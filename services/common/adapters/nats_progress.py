@@ -82,8 +82,8 @@ class NatsProgressBus:
 
     async def latest(self, kind: str) -> AsyncGenerator[Progress, None]:
         async with aclosing(stored(self._nc, _STREAM, f"progress.{kind}.>")) as messages:
-            async for subject, _, message in messages:
-                hint = _read(kind, subject, message.data)
+            async for message in messages:
+                hint = _read(kind, message.subject, message.data)
                 if hint is not None and hint.unit:
                     yield hint
 
