@@ -22,6 +22,7 @@ from services.gateway.clients import Clients
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
+from services.gateway.traces import TRACE_ID
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,8 @@ class AccessLogger(AbstractAccessLogger):
             "request_id": request.get(REQUEST_ID, ""),
             "client": str(request.get(CLIENT) or request.remote or ""),
         }
+        if trace_id := request.get(TRACE_ID):
+            data["trace_id"] = trace_id
         self.logger.info("request", extra={"data": data})
 
 

@@ -1,0 +1,168 @@
+"""One trace from the request that begins a merge to its video, through all processes of a mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mesh.client import Phone
+from mesh.demo import Game
+from mesh.narrator import Narrator
+from tests.collector import Collector, Seen, collecting
+from tests.mesh.harness import Harness
+
+pytestmark = pytest.mark.xdist_group("traces")
+
+INITIATE = "/api/v1/challenge-videos/upload-for-merge/initiate"
+BEGUN = [
+    f"gateway: POST {INITIATE}",
+    "gateway: twotruths.merge.v1.MergeService/InitiateMerge",
+    "merge: twotruths.merge.v1.MergeService/InitiateMerge",
+]
+
+
+async def test_one_trace_leads_from_the_request_to_the_finished_video(
+    clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens: list[str] = []
+    async with collecting() as collector:
+        monkeypatch.setenv("TWOTRUTHS_TRACES_ENDPOINT", collector.endpoint)
+        monkeypatch.setenv("TWOTRUTHS_LOG_FORMAT", "json")
+        monkeypatch.setenv("TWOTRUTHS_LOG_LEVEL", "DEBUG")
+        harness = Harness(tmp_path, 1)
+        try:
+            await asyncio.to_thread(harness.wait_until_healthy)
+            session, signed = await played(harness, clips, tmp_path, tokens)
+            # All that was kept back is sent when the processes stop.
+            assert await asyncio.to_thread(harness.interrupt) == 0
+        finally:
+            await asyncio.to_thread(harness.close)
+    (root,) = (seen for seen in collector.spans if seen.attributes.get("http.route") == INITIATE)
+    assert root.span.parent_span_id == b""
+    assert_request(root)
+    ways = {tuple(seen.label for seen in way): way[-1] for way in collector.ways(root.span.trace_id)}
+    assert_begun(ways)
+    assert_worked(collector, root, ways)
+    assert_finished(collector, root, session)
+    assert_told(harness, root)
+    assert_linked(collector, root)
+    assert_secret(collector, [*tokens, *signed])
+
+
+async def played(harness: Harness, clips: list[Path], scratch: Path, tokens: list[str]) -> tuple[str, list[str]]:
+    """Plays a game; the session, and signatures that were used in it."""
+    async with harness.phone("alice") as alice, harness.phone("bob") as bob:
+        tokens += [alice.token, bob.token]
+        result = await Game(alice, bob, Narrator(Console(quiet=True)), scratch).play(clips)
+        signed = await signatures(alice, result["video_file_id"])
+    return result["merge_session_id"], signed
+
+
+async def signatures(phone: Phone, video: str) -> list[str]:
+    url = (await phone.playback(video))["streaming_url"]
+    await phone.read_range(url, "bytes=0-9")
+    return [value for _, _, value in (pair.partition("=") for pair in url.partition("?")[2].split("&"))]
+
+
+def assert_request(root: Seen) -> None:
+    assert root.span.name == f"POST {INITIATE}"
+    assert root.span.kind == root.span.SPAN_KIND_SERVER
+    assert root.attributes == {
+        "http.request.method": "POST",
+        "http.route": INITIATE,
+        "http.response.status_code": 200,
+        "url.path": INITIATE,
+        "url.scheme": "http",
+        "network.protocol.version": "1.1",
+    }
+
+
+def assert_begun(ways: dict[tuple[str, ...], Seen]) -> None:
+    batch = "twotruths.upload.v1.UploadService/BatchInitiateUploads"
+    served = ways[(*BEGUN, f"merge: {batch}", f"upload: {batch}")]
+    assert served.span.kind == served.span.SPAN_KIND_SERVER
+    assert served.attributes == {
+        "rpc.system.name": "grpc",
+        "rpc.method": batch,
+        "rpc.response.status_code": "OK",
+    }
+    called = ways[tuple(BEGUN[:2])]
+    assert called.span.kind == called.span.SPAN_KIND_CLIENT
+    assert called.attributes["rpc.response.status_code"] == "OK"
+
+
+def assert_worked(collector: Collector, root: Seen, ways: dict[tuple[str, ...], Seen]) -> None:
+    """Each job was sent once, taken once and done by a child."""
+    labels = Counter(tuple(seen.label for seen in way) for way in collector.ways(root.span.trace_id))
+    for kind in ("probe", "normalise", "merge"):
+        way = (*BEGUN, f"merge: send jobs.{kind}", f"worker: process jobs.{kind}", f"worker: media {kind}")
+        jobs = 1 if kind == "merge" else 3
+        assert [labels[way[:length]] for length in (4, 5, 6)] == [jobs] * 3, (kind, labels)
+        sent, taken, done = ways[way[:4]], ways[way[:5]], ways[way]
+        assert sent.span.kind == sent.span.SPAN_KIND_PRODUCER
+        assert taken.span.kind == taken.span.SPAN_KIND_CONSUMER
+        assert taken.attributes["messaging.system"] == "nats"
+        assert taken.attributes["messaging.destination.name"] == "JOBS"
+        assert taken.attributes["twotruths.job.deliveries"] == 1
+        assert int(done.attributes["process.pid"]) > 0
+        begun = taken.span.start_time_unix_nano
+        assert begun <= done.span.start_time_unix_nano <= done.span.end_time_unix_nano
+        stages = [event.name for event in done.span.events]
+        assert stages[-1] == "result"
+        assert kind == "probe" or {"frames begun", "frames done"} <= set(stages)
+
+
+def assert_finished(collector: Collector, root: Seen, session: str) -> None:
+    reconciled = [way for way in collector.ways(root.span.trace_id) if way[-1].span.name == "reconcile merge"]
+    assert all([seen.label for seen in way] == [*BEGUN, "merge: reconcile merge"] for way in reconciled)
+    last = max((way[-1] for way in reconciled), key=lambda seen: seen.span.start_time_unix_nano)
+    assert last.attributes == {"twotruths.merge.id": session, "twotruths.merge.state": "completed"}
+    assert {seen.service for seen in collector.trace(root.span.trace_id).values()} == {
+        "gateway",
+        "upload",
+        "merge",
+        "worker",
+    }
+    assert not any(seen.failed for seen in collector.trace(root.span.trace_id).values())
+
+
+def assert_told(harness: Harness, root: Seen) -> None:
+    """Log lines of every process carry the trace's id."""
+    trace_id = root.span.trace_id.hex()
+    messages = {
+        name: {line["message"] for line in lines(harness.state.logs / f"{name}.log") if in_trace(line, trace_id)}
+        for name in ("gateway", "upload", "merge", "worker-1")
+    }
+    assert messages == {"gateway": {"request"}, "upload": {"rpc"}, "merge": {"rpc"}, "worker-1": {"job done"}}
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+
+
+def in_trace(line: dict[str, Any], trace_id: str) -> bool:
+    return line.get("trace_id") == trace_id
+
+
+def assert_linked(collector: Collector, root: Seen) -> None:
+    """Requests about its uploads are traces of their own, which say where they belong."""
+    completed = [
+        seen
+        for seen in collector.spans
+        if seen.label == "upload: twotruths.upload.v1.UploadService/CompleteUpload"
+    ]
+    assert len(completed) == 3
+    assert all([link.trace_id for link in seen.span.links] == [root.span.trace_id] for seen in completed)
+
+
+def assert_secret(collector: Collector, secrets: list[str]) -> None:
+    assert secrets
+    assert all(secret.encode() not in collector.raw for secret in secrets if len(secret) > 8)
+    for word in (b"Bearer", b"eyJ", b"signature", b"?", b"lie_", b"salt", b"alice", b"bob"):
+        assert word not in collector.raw, word
