@@ -30,6 +30,13 @@ class Seen:
         return _values(self.span.attributes)
 
     @property
+    def texts(self) -> list[str]:
+        """Its name, and all that is told of it and what happened within it."""
+        told = [self.attributes, *(_values(event.attributes) for event in self.span.events)]
+        named = [self.span.name, self.span.status.message, *(event.name for event in self.span.events)]
+        return [*named, *(f"{name}={value}" for values in told for name, value in values.items())]
+
+    @property
     def failed(self) -> bool:
         return self.span.status.code == Status.STATUS_CODE_ERROR
 
@@ -73,7 +80,7 @@ class Collector:
 async def collecting() -> AsyncIterator[Collector]:
     """A collector within the block."""
     collector, server = Collector(), grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(
+    handler: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
         collector.export, response_serializer=ExportTraceServiceResponse.SerializeToString
     )
     service = "opentelemetry.proto.collector.trace.v1.TraceService"

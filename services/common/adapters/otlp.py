@@ -127,6 +127,7 @@ class _Span(tracing.Span):
     def __init__(self, span: trace.Span) -> None:
         self.span = span
         self._failed = self._ended = False
+        self._linked = ""
         self._token: Token[tracing.Span] | None = None
         context = span.get_span_context()
         self.trace_id = trace.format_trace_id(context.trace_id)
@@ -140,6 +141,9 @@ class _Span(tracing.Span):
         self.span.add_event(name, attributes)
 
     def link(self, traceparent: str) -> None:
+        if traceparent in {"", self._linked}:
+            return
+        self._linked = traceparent
         linked = trace.get_current_span(_parsed(traceparent)).get_span_context()
         if linked.is_valid and linked.trace_id != self.span.get_span_context().trace_id:
             self.span.add_link(linked)
