@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.typedefs import Handler
 
-from services.common import context
+from services.common import context, tracing
 from services.common.errors import ServiceError
 from services.gateway import heads, interim, problems
 from services.gateway.clients import Clients
@@ -157,7 +157,7 @@ class AccessLogger(AbstractAccessLogger):
             "request_id": request.get(REQUEST_ID, ""),
             "client": str(request.get(CLIENT) or request.remote or ""),
         }
-        if trace_id := request.get(TRACE_ID):
+        if tracing.on() and (trace_id := request.get(TRACE_ID)):
             data["trace_id"] = trace_id
         self.logger.info("request", extra={"data": data})
 

@@ -33,7 +33,7 @@ def settings(endpoint: str, **others: Any) -> CommonSettings:
 
 def test_without_an_endpoint_nothing_of_opentelemetry_is_loaded() -> None:
     code = (
-        "import sys, services.gateway.wiring, services.merge.wiring; from services.common import lifecycle, tracing;"
+        "import sys, services.gateway.wiring, services.merge.wiring; from services.common import tracing;"
         "assert not tracing.on() and tracing.span('a') is tracing.NONE;"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]"
     )
