@@ -102,6 +102,7 @@ class MergeSessions:
             entry = await self._sessions.create(key, session)
         except RevisionConflict:
             entry = await self._existing(key, session)
+            tracing.current().link(entry.value.traceparent)
         if entry.value.uploads_ready:  # asking for them again would make those anew that have gone by now
             return entry.value, Begun(await self._uploads_of(entry.value))
         try:
@@ -122,6 +123,7 @@ class MergeSessions:
         entry = await self._sessions.get(owned_key(owner, session_id))
         if entry is None:
             raise _not_found()
+        tracing.current().link(entry.value.traceparent)
         return await self._view(entry.value)
 
     async def watch(self, owner: str, session_id: str) -> AsyncGenerator[SessionView, None]:

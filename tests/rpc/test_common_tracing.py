@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,13 +94,16 @@ async def test_what_is_not_kept_is_not_sent_yet_continued(keys: KeyRing) -> None
     assert [seen.span.name for seen in collector.spans] == ["theirs"]
 
 
-async def test_a_collector_that_is_away_costs_one_line_and_bounded_memory(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_collector_that_is_away_costs_one_line(hangs: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with exporting(settings(f"http://127.0.0.1:{free_port()}"), "merge"):
-        for number in range(5_000):  # more than are kept
-            tracing.span(f"step {number}").end()
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if not hangs:
+            listener.close()
+        async with asyncio.timeout(15), exporting(settings(endpoint), "merge"):  # four batches, 5 s each
+            for number in range(5_000):  # more than are kept
+                tracing.span(f"step {number}").end()
     assert [record.name for record in caplog.records] == ["services.common.adapters.otlp"]
     assert "traces are dropped" in caplog.text
 
