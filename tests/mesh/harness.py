@@ -40,7 +40,7 @@ class Harness:
         options = ("--free-ports", "--workers", str(workers), "--state", str(self.state.root), *more)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mesh", "up", *options],
-            env={**environment, **QUICK, "TWOTRUTHS_GATEWAY_GUEST_KEY_FILE": str(self.state.keys / "players.pem")},
+            env={**QUICK, **environment, "TWOTRUTHS_GATEWAY_GUEST_KEY_FILE": str(self.state.keys / "players.pem")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
