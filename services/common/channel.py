@@ -1,7 +1,7 @@
 """The client's side of a call: one long-lived channel per target.
 
-Calls are spread over the target's addresses (round_robin), pass on the request id and the remaining deadline
-minus a margin, and are tried again on UNAVAILABLE when the proto marks the rpc as idempotent
+Calls are spread over the target's addresses (round_robin), pass on the request id, the trace and the remaining
+deadline minus a margin, and are tried again on UNAVAILABLE when the proto marks the rpc as idempotent
 (``option idempotency_level``).
 """
 
@@ -18,7 +18,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from services.common import context
+from services.common import context, traced_rpc, tracing
 from services.common.identity import ServiceTokens
 from services.common.interceptor import REQUEST_ID
 from services.common.server import KEEPALIVE
@@ -69,15 +69,17 @@ def open_channel(
 def server_stream(channel: grpc.aio.Channel, method: MethodDescriptor) -> Callable[..., Any]:
     """Starts calls of a server-streaming rpc with a message and ``metadata``. If they were intercepted, grpc.aio
     would lead their messages through a generator, a task and a future, kept for as long as a call lasts."""
+    name = f"/{method.containing_service.full_name}/{method.name}"
     start: Any = channel.unary_stream(
-        f"/{method.containing_service.full_name}/{method.name}",
+        name,
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
 
     def call(message: Message, metadata: Iterable[tuple[str, str]] = (), timeout: float | None = None) -> Any:
         added, bounded = _from_context(list(metadata), timeout)
-        return start(message, metadata=added, timeout=bounded)
+        step = traced_rpc.calling(name, added)
+        return traced_rpc.ends_with(start(message, metadata=added, timeout=bounded), step)
 
     return call
 
@@ -85,15 +87,17 @@ def server_stream(channel: grpc.aio.Channel, method: MethodDescriptor) -> Callab
 def client_stream(channel: grpc.aio.Channel, method: MethodDescriptor) -> Callable[..., Any]:
     """Starts calls of a client-streaming rpc, with ``metadata`` and ``timeout``; they take messages, also in wire
     form. grpc.aio would lead each message of a call that is intercepted through a queue and two tasks."""
+    name = f"/{method.containing_service.full_name}/{method.name}"
     start = channel.stream_unary(
-        f"/{method.containing_service.full_name}/{method.name}",
+        name,
         request_serializer=lambda message: message if isinstance(message, bytes) else message.SerializeToString(),
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
 
     def call(metadata: Iterable[tuple[str, str]], timeout: float) -> Any:
         added, bounded = _from_context(list(metadata), timeout)
-        return start(metadata=added, timeout=bounded)
+        step = traced_rpc.calling(name, added)
+        return traced_rpc.ends_with(start(metadata=added, timeout=bounded), step)
 
     return call
 
@@ -124,18 +128,21 @@ def _service_config() -> str:
 
 
 def _interceptors(tokens: ServiceTokens | None, audience: str) -> list[grpc.aio.ClientInterceptor]:
-    def prepare(details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+    def prepare(details: grpc.aio.ClientCallDetails) -> tuple[grpc.aio.ClientCallDetails, tracing.Span]:
         metadata, timeout = _from_context(list(details.metadata or ()), details.timeout)
+        method = details.method
+        step = traced_rpc.calling(method if isinstance(method, str) else method.decode(), metadata)
         keys = {key for key, _ in metadata}
         if tokens is not None and "authorization" not in keys:
             metadata.append(("authorization", f"Bearer {tokens.token(audience)}"))
-        return grpc.aio.ClientCallDetails(
-            method=details.method,
+        prepared = grpc.aio.ClientCallDetails(
+            method=method,
             timeout=timeout,
             metadata=grpc.aio.Metadata(*metadata),
             credentials=details.credentials,
             wait_for_ready=details.wait_for_ready,
         )
+        return prepared, step
 
     return [_UnaryUnary(prepare)]
 
@@ -160,10 +167,14 @@ def _from_context(
 class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
     """Changes the details of a call before it starts. Calls that stream are not intercepted."""
 
-    def __init__(self, prepare: Callable[[grpc.aio.ClientCallDetails], grpc.aio.ClientCallDetails]) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[grpc.aio.ClientCallDetails], tuple[grpc.aio.ClientCallDetails, tracing.Span]],
+    ) -> None:
         self._prepare = prepare
 
     async def intercept_unary_unary(
         self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
     ) -> Any:
-        return await continuation(self._prepare(client_call_details), request)
+        details, step = self._prepare(client_call_details)
+        return traced_rpc.ends_with(await continuation(details, request), step)

@@ -22,7 +22,7 @@ import protovalidate
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from services.common import context
+from services.common import context, traced_rpc
 from services.common.errors import (
     DeadlineExceeded,
     FieldViolation,
@@ -153,7 +153,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         if remaining is None and single:
             remaining = _DEFAULT_DEADLINE_SECONDS
         deadline = None if remaining is None else started + remaining
-        with context.serving(context.CallContext(None, request_id, deadline)):
+        call = context.CallContext(None, request_id, deadline)
+        with context.serving(call), traced_rpc.serving(method, metadata) as step:
             rpc.set_trailing_metadata(((REQUEST_ID, request_id),))
             error: ServiceError | None = None
             caller: context.Principal | None = None
@@ -179,6 +180,7 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 log.exception("unhandled error", extra={"data": {"method": method}})
                 error = Internal(INTERNAL_TEXT)
             self._log(method, error, started)
+            traced_rpc.answered(step, error.code if error else "OK")
             if error is not None:
                 status = rpc_status.to_status(to_status(error, domain=self._domain, request_id=request_id))
                 # These replace the trailing metadata set above.

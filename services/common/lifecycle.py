@@ -13,8 +13,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -58,12 +58,15 @@ class App:
     metrics: CollectorRegistry = field(default_factory=metrics.new_registry)
 
 
-def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, name: str) -> None:
-    """Runs a process until it is told to stop. Exits with 1 and one clear line when it cannot start or go on."""
+def run(
+    build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, name: str, traced: bool = True
+) -> None:
+    """Runs a process until it is told to stop. Exits with 1 and one clear line when it cannot start or go on.
+    ``traced``: whether it does anything that traces are of."""
     log_lines.configure(settings, name)
     malloc.tune()
     try:
-        asyncio.run(_main(build, settings, name))
+        asyncio.run(_main(build, settings, name, traced=traced))
     except (OSError, ValueError, ServiceError) as error:
         log.critical("%s stopped: %s", name, error)
         sys.exit(1)
@@ -77,12 +80,25 @@ def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, 
         log.info("%s was told to stop while it started", name)
 
 
-async def _main(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, name: str) -> None:
+async def _main(
+    build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, name: str, *, traced: bool
+) -> None:
     told = _Told(asyncio.current_task())
-    async with build(settings) as app:
+    async with _exporting(settings, name) if traced else nullcontext(), build(settings) as app:
         with metrics.exposed(app.metrics, settings.metrics_listen):
             await _serve(app, settings, name, told)
     log.info("%s stopped", name)
+
+
+@asynccontextmanager
+async def _exporting(settings: CommonSettings, name: str) -> AsyncIterator[None]:
+    if not settings.traces_endpoint:
+        yield
+        return
+    from services.common.adapters.otlp import exporting  # a third of a second of imports
+
+    async with exporting(settings, name):
+        yield
 
 
 async def _serve(app: App, settings: CommonSettings, name: str, told: _Told) -> None:

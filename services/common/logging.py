@@ -1,4 +1,4 @@
-"""Log lines for people (console) or machines (JSON), each with the request id of the call it belongs to.
+"""Log lines for people (console) or machines (JSON), each with the ids of its request and its trace.
 
 Values go into ``extra`` under ``data`` (``log.info("stored", extra={"data": {"bytes": n}})``), never tokens,
 signatures or the lie.
@@ -14,7 +14,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from services.common import context
+from services.common import context, tracing
 from services.common.settings import CommonSettings
 
 
@@ -51,6 +51,8 @@ class _Json(logging.Formatter):
         }
         if request_id := _request_id():
             line["request_id"] = request_id
+        if trace_id := tracing.current().trace_id:
+            line["trace_id"] = trace_id
         line.update(getattr(record, "data", {}))
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -65,6 +67,8 @@ class _Console(logging.Formatter):
         parts += [f"{name}={value}" for name, value in getattr(record, "data", {}).items()]
         if request_id := _request_id():
             parts.append(f"request_id={request_id}")
+        if trace_id := tracing.current().trace_id:
+            parts.append(f"trace_id={trace_id}")
         if record.exc_info:
             rest.append(self.formatException(record.exc_info))
         return "\n".join([" ".join(parts), *rest])

@@ -73,6 +73,12 @@ class CommonSettings(BaseSettings):
     metrics_listen: str = Field(
         "", description="address and port of Prometheus metrics, for each process its own; empty is off"
     )
+    traces_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://[^/@\s]+)?$",
+        description="OTLP collector that takes traces by gRPC (http://localhost:4317, or https); empty is off",
+    )
+    traces_ratio: float = Field(1.0, ge=0, le=1, description="what part of the traces is kept, from 0 to 1")
     reflection: bool = Field(True, description="whether servers describe themselves (grpcurl)")
     admin_listen: str = Field(
         "",

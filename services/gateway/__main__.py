@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> None:
     joined = member.join(arguments[1:]) if arguments else None
     settings = GatewaySettings()
     if joined is None and settings.gateway_processes > 1:
-        lifecycle.run(fleet.build, settings, name="gateway")
+        lifecycle.run(fleet.build, settings, name="gateway", traced=False)
         return
     from services.gateway import wiring  # gRPC and all the rest, which the parent of a fleet does without
 

@@ -29,6 +29,7 @@ from services.gateway.media import MediaRoutes
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding, RouteError
 from services.gateway.sending import Sender
+from services.gateway.traces import Traces
 from services.gateway.transcode import Transcoder
 
 _FIELD = re.compile(r"\{[^}]*\}")
@@ -54,9 +55,12 @@ def create(
 ) -> web.Application:
     """The application. ``channels`` by backend: upload, merge, challenge; ``streams``: for calls that last."""
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
+    clients = Clients(settings.gateway_trusted_proxies)
+    traces = Traces(clients, quiet=frozenset({HEALTH}))
+    traces.install(app)
     Edge(
         drain,
-        clients=Clients(settings.gateway_trusted_proxies),
+        clients=clients,
         cors=Cors(settings.gateway_cors_origins),
         max_path=settings.gateway_max_path_bytes,
         write_timeout=settings.gateway_write_timeout_seconds,
@@ -103,7 +107,8 @@ def create(
         _check_free(binding)
         channel = (streams if binding.method.server_streaming else channels)[binding.backend]
         handler = Transcoder(binding, channel, settings, drain)
-        router.add_route(binding.verb, binding.template.path, handler.handle)
+        route = router.add_route(binding.verb, binding.template.path, handler.handle)
+        traces.shown_as(route, binding.template.display)
         if binding.verb == "GET" and not binding.method.server_streaming:
             router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants
     for path, methods in _owned(bindings).items():

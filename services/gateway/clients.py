@@ -52,6 +52,11 @@ class Clients:
         ]
         return told[0] if told and all(other == told[0] for other in told) else address
 
+    def is_proxy(self, request: web.BaseRequest) -> bool:
+        """Whether the connection is one of a trusted proxy."""
+        address = _parsed((request.remote or "").partition("%")[0])
+        return address is not None and self._trusts(address)
+
     def _walk(self, address: Address, hops: Iterator[Address | None]) -> Address:
         for hop in hops:
             if hop is None:

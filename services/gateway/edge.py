@@ -15,13 +15,14 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.typedefs import Handler
 
-from services.common import context
+from services.common import context, tracing
 from services.common.errors import ServiceError
 from services.gateway import heads, interim, problems
 from services.gateway.clients import Clients
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
+from services.gateway.traces import TRACE_ID
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +159,8 @@ class AccessLogger(AbstractAccessLogger):
             "request_id": request.get(REQUEST_ID, ""),
             "client": str(request.get(CLIENT) or request.remote or ""),
         }
+        if tracing.on() and (trace_id := request.get(TRACE_ID)):
+            data["trace_id"] = trace_id
         self.logger.info("request", extra={"data": data})
 
 

@@ -22,6 +22,7 @@ from weakref import WeakValueDictionary
 from services.common.clock import Clock
 from services.common.jobs import Job, JobPriority, JobQueue
 from services.common.state import owner_prefix
+from services.merge import traced_jobs
 from services.merge.domain import JobKind, Priority, Session, SessionState, Unit
 from services.merge.jobs import MergeJob, job_for
 from services.merge.ports import Sessions
@@ -86,7 +87,7 @@ class Admission:
         wanted = [job_for(session, unit, self._encode) for session, unit in in_order(active)]
         chosen = admitted(wanted, queued, self._per_owner)
         for job in chosen:
-            await self._queue.publish(job)
+            await traced_jobs.publish(self._queue, job)
         self._remember(owner, queued.intersection(job.id for job in wanted).union(job.id for job in chosen))
 
     def _remember(self, owner: str, queued: AbstractSet[str]) -> None:

@@ -19,6 +19,7 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import timedelta
 
+from services.common import tracing
 from services.common.changes import ChangeFeed
 from services.common.clock import Clock
 from services.common.errors import (
@@ -231,6 +232,15 @@ class MergeController:
         return True
 
     async def _advance(self, key: str, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
+        with tracing.span("reconcile merge", parent=session.traceparent) as step:
+            advanced = await self._advanced(key, session, uploads)
+            if advanced == session:
+                step.discard()  # most wake-ups and sweeps find nothing to do
+            step.set("twotruths.merge.id", session.id)
+            step.set("twotruths.merge.state", advanced.state.removeprefix("SESSION_STATE_").lower())
+        return advanced
+
+    async def _advanced(self, key: str, session: Session, uploads: Mapping[str, ClipUpload]) -> Session:
         before = session
         session = await self._write(key, lambda s: self._planned(s, uploads))
         if session.done(JobKind.MERGE) is not None and session.state is SessionState.ACTIVE:

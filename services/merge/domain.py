@@ -254,7 +254,7 @@ class Reached:
 @dataclass(frozen=True, slots=True)
 class Session:
     """A merge session: message MergeRecord of the contract, field by field. ``canvas_given``: the client chose it.
-    ``copy_refused`` says why a copy was tried in vain."""
+    ``copy_refused`` says why a copy was tried in vain. ``traceparent``: the step of a trace that began it."""
 
     id: str
     owner: str
@@ -283,6 +283,7 @@ class Session:
     superseded: tuple[str, ...] = ()
     closed: bool = False
     reached: Reached | None = None
+    traceparent: str = ""
 
     def unit(self, kind: JobKind, clip_index: int = WHOLE_SESSION, chunk: int = 0) -> Unit | None:
         """The unit of this kind for the clip as it is now (of its current generation), or None."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from services.common.jobs import Job, JobPriority
 from services.common.state import owner_prefix
+from services.common.tracing import TRACEPARENT
 from services.merge.domain import JobKind, Priority, Session, Unit, UnitRef
 
 ENCODES = tuple(kind.removeprefix("JOB_KIND_").lower() for kind in (JobKind.MERGE, JobKind.NORMALISE))
@@ -48,5 +49,6 @@ def job_for(session: Session, unit: Unit, encode: Callable[[MergeJob], bytes]) -
         id=unit.ref.job_id(session.id),
         payload=encode(message),
         priority=_PRIORITIES[unit.priority],
+        headers={TRACEPARENT: session.traceparent} if session.traceparent else {},
         group=owner_prefix(session.owner),
     )

@@ -45,7 +45,9 @@ class NewSession:
         return hashlib.sha256(json.dumps([described, self.title, shape, self.quality]).encode()).hexdigest()
 
 
-def new_session(owner: str, asked: NewSession, now: datetime, wait: timedelta) -> Session:
+def new_session(
+    owner: str, asked: NewSession, now: datetime, wait: timedelta, *, traceparent: str = ""
+) -> Session:
     """The record of a new session, which waits so long for its clips."""
     name = f"{owner}\0{asked.request_id}" if asked.request_id else uuid.uuid4().hex
     session_id = uuid.uuid5(_NAMESPACE, name)
@@ -64,6 +66,7 @@ def new_session(owner: str, asked: NewSession, now: datetime, wait: timedelta) -
         quality=asked.quality,
         canvas=asked.canvas,
         canvas_given=asked.canvas is not None,
+        traceparent=traceparent,
     )
 
 

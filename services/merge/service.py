@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from services.common import tracing
 from services.common.clock import Clock
 from services.common.errors import (
     AlreadyExists,
@@ -94,12 +95,14 @@ class MergeSessions:
         controller, and the caller to try again.
         """
         check_durations(asked.clips, self._max_clip_seconds)
-        session = new_session(owner, asked, self._clock(), timedelta(seconds=self._timing.upload_seconds))
+        wait = timedelta(seconds=self._timing.upload_seconds)
+        session = new_session(owner, asked, self._clock(), wait, traceparent=tracing.current().traceparent)
         key = owned_key(owner, session.id)
         try:
             entry = await self._sessions.create(key, session)
         except RevisionConflict:
             entry = await self._existing(key, session)
+            tracing.current().link(entry.value.traceparent)
         if entry.value.uploads_ready:  # asking for them again would make those anew that have gone by now
             return entry.value, Begun(await self._uploads_of(entry.value))
         try:
@@ -120,6 +123,7 @@ class MergeSessions:
         entry = await self._sessions.get(owned_key(owner, session_id))
         if entry is None:
             raise _not_found()
+        tracing.current().link(entry.value.traceparent)
         return await self._view(entry.value)
 
     async def watch(self, owner: str, session_id: str) -> AsyncGenerator[SessionView, None]:
@@ -243,6 +247,7 @@ class MergeSessions:
         entry = await mutate(self._sessions, owned_key(owner, session_id), change)
         if entry is None:
             raise _not_found()
+        tracing.current().link(entry.value.traceparent)
         await self._progress.publish(Progress(KIND, session_id))
         return await self._view(entry.value)
 

@@ -16,11 +16,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from services.common import tracing
 from services.common.clock import Clock
 from services.common.errors import ServiceError, Unavailable
 from services.common.jobs import Delivery, JobQueue
 from services.common.progress import Progress, ProgressBus
 from services.common.state import mutate, owned_key
+from services.merge import traced_jobs
 from services.merge.domain import Outcome, Session, StaleClaim, UnitRef
 from services.merge.hints import telling
 from services.merge.jobs import MergeJob
@@ -70,6 +72,10 @@ class MergeWorker:
 
     async def _handle(self, delivery: Delivery) -> None:
         """Does one job. A ServiceError leaves it to be delivered again."""
+        with traced_jobs.process(delivery):
+            await self._read_and_do(delivery)
+
+    async def _read_and_do(self, delivery: Delivery) -> None:
         try:
             job = self._decode(delivery.job.payload)
         except ValueError:  # a worker of another version may understand it; if none does, it is no job
@@ -87,6 +93,7 @@ class MergeWorker:
             raise
         except ServiceError as error:
             log.info("job given back: %s", error, extra={"data": {"job": delivery.job.id}})
+            tracing.current().fail(type(error).__name__)
             await delivery.release(_AWAY_SECONDS)
 
     async def _do(self, job: MergeJob, delivery: Delivery) -> None:
@@ -95,11 +102,13 @@ class MergeWorker:
             done = await self._claim_and_work(task, delivery)
         except _ClaimLost:
             log.info("claim lost", extra={"data": {"job": delivery.job.id}})
+            tracing.current().fail("claim_lost")
             return
         except (ServiceError, asyncio.CancelledError):
             await self._give_back(task)
             raise
         if done:
+            log.debug("job done", extra={"data": {"job": delivery.job.id}})
             await delivery.ack()
             await self._progress.publish(Progress(KIND, job.session_id))
 
@@ -184,6 +193,7 @@ class MergeWorker:
         return entry is not None
 
     async def _give_up(self, task: _Task, error_type: str, message: str, *, retryable: bool) -> None:
+        tracing.current().fail(error_type)
         with suppress(StaleClaim):
             await mutate(
                 self._sessions,

@@ -117,6 +117,7 @@ class Upload:
     network_type: str = ""
     device_type: str = ""
     complete_request_id: str = ""
+    traceparent: str = ""
 
     @property
     def grid(self) -> Grid:

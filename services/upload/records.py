@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from services.common import context
+from services.common import context, tracing
 from services.common.clock import Clock
 from services.common.errors import Aborted
 from services.common.progress import Progress
@@ -67,6 +67,7 @@ class UploadRecords:
         entry = await self._uploads.get(owned_key(context.owner(owner), canonical_id(id_)))
         if entry is None:
             raise domain.not_found()
+        tracing.current().link(entry.value.traceparent)  # what is done with it belongs together with how it began
         return entry.value
 
     async def find(self, upload: Upload) -> Upload | None:
@@ -98,6 +99,7 @@ class UploadRecords:
 
     async def create(self, upload: Upload) -> tuple[Upload, bool]:
         """Writes a new record, or answers the one that is there; and whether it is new."""
+        upload = replace(upload, traceparent=tracing.current().traceparent)
         with contextlib.suppress(RevisionConflict):
             await self._uploads.create(record_key(upload), upload)
             return upload, True

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import aiohttp
 import nats
@@ -29,12 +30,13 @@ CANVAS = (320, 180)
 START_SECONDS = 180.0
 # What a killed worker held is delivered again soon, so that the tests need not wait for it.
 QUICK = {"TWOTRUTHS_JOB_ACK_WAIT_SECONDS": "2"}
+NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Harness:
     """A running ``mesh up`` on free ports and a state directory of its own."""
 
-    def __init__(self, directory: Path, workers: int = 2, *more: str, settings: Mapping[str, str] = QUICK) -> None:
+    def __init__(self, directory: Path, workers: int = 2, *more: str, settings: Mapping[str, str] = NONE) -> None:
         self.state = StateDirectory(directory / "state")
         self.data = (self.state.s3 if "--s3" in more else self.state.root) / "data"
         environment = {name: value for name, value in os.environ.items() if name != "NATS_URL"}
@@ -43,6 +45,7 @@ class Harness:
             [sys.executable, "-m", "mesh", "up", *options],
             env={
                 **environment,
+                **QUICK,
                 **settings,
                 "TWOTRUTHS_GATEWAY_GUEST_KEY_FILE": str(self.state.keys / "players.pem"),
             },

@@ -18,14 +18,14 @@ from rich.console import Console
 from mesh import demo
 from mesh.narrator import Narrator
 from mesh.topology import Options
-from tests.mesh.harness import QUICK, Harness
+from tests.mesh.harness import Harness
 
 pytestmark = pytest.mark.xdist_group("mesh")
 
 SHAPE = ("--scale", "upload=2,merge=2,gateway=2", "--nats", "3", "--s3")
 WORKERS = 3
 # Every call is a line in the log of the process that served it.
-TELLING = {**QUICK, "TWOTRUTHS_LOG_LEVEL": "DEBUG"}
+TELLING = {"TWOTRUTHS_LOG_LEVEL": "DEBUG"}
 
 
 class Killer:

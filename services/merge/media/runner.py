@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from services.common import tracing
 from services.merge.media.children import Children
 from services.merge.media.errors import ErrorType, MediaError
 from services.merge.media.forked import Child, Nursery
@@ -166,11 +167,13 @@ class MediaRunner:
     async def _run(self, kind: type[ResultT], job: Job, on_progress: OnProgress) -> ResultT:
         done = False
         try:
-            process = await self._children.take()
-            try:
-                result = await _converse(process, kind, job, on_progress)
-            finally:
-                await self._end(process)
+            with tracing.span(f"media {job.kind}") as step:
+                process = await self._children.take()
+                step.set("process.pid", process.pid)
+                try:
+                    result = await _converse(process, kind, job, on_progress)
+                finally:
+                    await self._end(process)
             done = True
             return result
         finally:
@@ -202,6 +205,7 @@ async def _converse(process: Child, kind: type[ResultT], job: Job, on_progress: 
             log.warning("%s made nothing beside its video\n%s", job.kind, await tail)
     except MediaError as error:
         process.kill()
+        tracing.current().fail(error.error_type)
         level = logging.WARNING if error.retryable else logging.INFO
         log.log(level, "%s failed: %s\n%s", job.kind, error, await tail)
         raise
@@ -230,13 +234,18 @@ async def _answer(process: Child, kind: type[ResultT], job: Job, on_progress: On
 async def _follow(
     process: Child, kind: type[ResultT], job: Job, on_progress: OnProgress, results: list[ResultT]
 ) -> None:
+    step = tracing.current()
     process.give(job.to_json())
     while line := await _read_line(process.stdout):
         match parse_line(line):
             case {"progress": value}:
-                on_progress(*parse_progress(value))
+                done, expected = parse_progress(value)
+                on_progress(done, expected)
+                if done in {0, expected}:
+                    step.event("frames done" if done else "frames begun", {"frames": expected})
             case {"result": value}:
                 results.append(parse_result(kind, value))
+                step.event("result")
             case {"error": value}:
                 raise parse_error(value)
             case _:
