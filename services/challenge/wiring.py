@@ -19,6 +19,7 @@ from services.common.channel import open_channel
 from services.common.clock import Clock, utc_now
 from services.common.identity import ServiceTokens, TokenVerifier
 from services.common.lifecycle import App
+from services.common.metrics import new_registry
 from services.common.server import GrpcServer
 from services.common.tls import Tls
 
@@ -57,7 +58,8 @@ async def build(
             listen=settings.challenge_listen,
             verifier=TokenVerifier.from_settings(settings, service="challenge"),
             scopes=rpc.SCOPES,
+            registry=(registry := new_registry()),
         )
         rpc.add_to(server, service)
         loop = partial(controller.reconcile, service, every=settings.challenge_reconcile_seconds)
-        yield App(server, background=[loop])
+        yield App(server, background=[loop], metrics=registry)
