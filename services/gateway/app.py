@@ -26,6 +26,7 @@ from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
 from services.gateway.limits import Ticks
 from services.gateway.media import MediaRoutes
+from services.gateway.metering import RouteMetrics
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding, RouteError
 from services.gateway.sending import Sender
@@ -48,6 +49,7 @@ def create(
     signer: PlaybackSigner,
     settings: GatewaySettings,
     drain: Drain,
+    metrics: RouteMetrics,
     clock: Clock,
     verifier: TokenVerifier,
     ticks: Ticks,
@@ -58,6 +60,7 @@ def create(
         drain,
         clients=Clients(settings.gateway_trusted_proxies),
         cors=Cors(settings.gateway_cors_origins),
+        metrics=metrics,
         max_path=settings.gateway_max_path_bytes,
         write_timeout=settings.gateway_write_timeout_seconds,
         hsts=settings.hsts,
@@ -103,7 +106,8 @@ def create(
         _check_free(binding)
         channel = (streams if binding.method.server_streaming else channels)[binding.backend]
         handler = Transcoder(binding, channel, settings, drain)
-        router.add_route(binding.verb, binding.template.path, handler.handle)
+        route = router.add_route(binding.verb, binding.template.path, handler.handle)
+        metrics.name(route.resource, binding.template.display)
         if binding.verb == "GET" and not binding.method.server_streaming:
             router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants
     return app
