@@ -10,7 +10,19 @@ from pathlib import Path
 from mesh.errors import MeshError
 
 HOST = "127.0.0.1"
-FIXED: Mapping[str, int] = {"gateway": 8080, "upload": 50051, "merge": 50052, "challenge": 50053}
+FIXED: Mapping[str, int] = {
+    "gateway": 8080,
+    "upload": 50051,
+    "merge": 50052,
+    "challenge": 50053,
+    "gateway-metrics": 9160,
+    "upload-metrics": 9151,
+    "merge-metrics": 9152,
+    "challenge-metrics": 9153,
+    **{f"worker-{number}-metrics": 9140 + number for number in range(1, 5)},
+}
+ROOM: Mapping[str, int] = {"gateway-metrics": 16}
+"""How many ports above are left free: several gateway processes have theirs there."""
 
 
 def choose(names: Iterable[str], *, free: bool, gateway: int | None) -> dict[str, int]:
@@ -18,7 +30,7 @@ def choose(names: Iterable[str], *, free: bool, gateway: int | None) -> dict[str
 
     ``gateway`` asks for that port of the gateway. Names without a fixed port get a free one, with ``free`` all do.
     """
-    wanted = {} if free else dict(FIXED)
+    wanted: dict[str, int] = {} if free else dict(FIXED)
     if gateway is not None:
         wanted["gateway"] = gateway
     chosen: dict[str, int] = {}
@@ -27,7 +39,8 @@ def choose(names: Iterable[str], *, free: bool, gateway: int | None) -> dict[str
             _check(name, wanted[name])
             chosen[name] = wanted[name]
         else:
-            chosen[name] = _free({*chosen.values(), *wanted.values()})
+            taken = {port + above for named, port in chosen.items() for above in range(ROOM.get(named, 0) + 1)}
+            chosen[name] = _free({*taken, *wanted.values()}, room=ROOM.get(name, 0))
     return chosen
 
 
@@ -37,11 +50,12 @@ def _check(name: str, port: int) -> None:
         raise MeshError(f"port {port} ({name}) is taken or not allowed: stop what listens there, or use {other}")
 
 
-def _free(avoid: set[int]) -> int:
-    """A port below the kernel's ephemeral range: nothing takes it while its process is being restarted."""
+def _free(avoid: set[int], *, room: int = 0) -> int:
+    """A port below the kernel's ephemeral range: nothing takes it while its process is being restarted. So are the
+    ``room`` ports above it."""
     for _ in range(1000):
-        port = random.randrange(10_000, _ephemeral_start())  # noqa: S311 - not a secret
-        if port not in avoid and _bindable(port):
+        port = random.randrange(10_000, _ephemeral_start() - room)  # noqa: S311 - not a secret
+        if all(each not in avoid and _bindable(each) for each in range(port, port + room + 1)):
             return port
     raise MeshError("no free port was found on 127.0.0.1")
 

@@ -17,6 +17,7 @@ from services.common.keys import KeyRing
 
 SERVICES = ("upload", "merge", "challenge")
 MOST_WORKERS = 4
+METRICS = "-metrics"
 
 # Where one machine wants other values than a cluster; the environment replaces them.
 ONE_MACHINE: Mapping[str, str] = {
@@ -71,7 +72,10 @@ class Topology:
             gateway_url=self.gateway_url,
             nats_url=self.nats_url,
             grpc_targets={name: f"{HOST}:{self.ports[name]}" for name in SERVICES},
-            ports=dict(self.ports),
+            ports={name: port for name, port in self.ports.items() if not name.endswith(METRICS)},
+            metrics={
+                name.removesuffix(METRICS): port for name, port in self.ports.items() if name.endswith(METRICS)
+            },
             processes=dict(processes),
         )
 
@@ -85,6 +89,7 @@ def plan(options: Options, state: StateDirectory) -> Topology:
     workers = [f"worker-{number}" for number in range(1, options.workers + 1)]
     external = nats.external_url()
     names = ["gateway", *SERVICES, *workers, *([] if external else ["nats"]), *(swift.NAMES if options.s3 else [])]
+    names += [name + METRICS for name in ("gateway", *SERVICES, *workers)]
     chosen = ports.choose(names, free=options.free_ports, gateway=options.port)
     nats_url = external or f"nats://{HOST}:{chosen['nats']}"
     server = _s3_server(home, chosen) if options.s3 else None
@@ -98,12 +103,12 @@ def plan(options: Options, state: StateDirectory) -> Topology:
         # Merge follows the uploads' state stream, which upload makes.
         _service("merge", environment, chosen, (*needs, "upload")),
         _service("challenge", environment, chosen, needs),
-        *(_worker(name, environment, chosen[name], (*needs, "merge")) for name in workers),
+        *(_worker(name, environment, chosen, (*needs, "merge")) for name in workers),
     )
     gateway = ProcessSpec(
         name="gateway",
         command=_module("services.gateway"),
-        environment=environment,
+        environment=_with_metrics("gateway", environment, chosen),
         check=health.http(f"http://{HOST}:{chosen['gateway']}/api/v1/health"),
         after=tuple(spec.name for spec in services),
     )
@@ -150,18 +155,24 @@ def _service(
     name: str, environment: Mapping[str, str], chosen: Mapping[str, int], after: tuple[str, ...]
 ) -> ProcessSpec:
     check = health.grpc_service(f"{HOST}:{chosen[name]}")
-    return ProcessSpec(name, _module(f"services.{name}"), environment, check, after)
+    return ProcessSpec(name, _module(f"services.{name}"), _with_metrics(name, environment, chosen), check, after)
 
 
-def _worker(name: str, environment: Mapping[str, str], port: int, after: tuple[str, ...]) -> ProcessSpec:
-    listen = f"{HOST}:{port}"
+def _worker(
+    name: str, environment: Mapping[str, str], chosen: Mapping[str, int], after: tuple[str, ...]
+) -> ProcessSpec:
+    listen = f"{HOST}:{chosen[name]}"
     return ProcessSpec(
         name=name,
         command=_module("services.merge", "worker"),
-        environment={**environment, "TWOTRUTHS_WORKER_LISTEN": listen},
+        environment={**_with_metrics(name, environment, chosen), "TWOTRUTHS_WORKER_LISTEN": listen},
         check=health.grpc_service(listen),
         after=after,
     )
+
+
+def _with_metrics(name: str, environment: Mapping[str, str], chosen: Mapping[str, int]) -> dict[str, str]:
+    return {**environment, "TWOTRUTHS_METRICS_LISTEN": f"{HOST}:{chosen[name + METRICS]}"}
 
 
 def _module(*arguments: str) -> tuple[str, ...]:
