@@ -7,7 +7,7 @@ the store's time.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -20,7 +20,7 @@ from services.common.state import Entry, RevisionConflict, StateStore
 
 T = TypeVar("T")
 _STORE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
-_KV_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_RECORD_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Stopwatch:
@@ -43,70 +43,68 @@ class Stopwatch:
         return time.perf_counter() - self._began
 
 
-class StoreMetrics:
+class OperationMetrics:
+    """Duration and errors of the operations of one sort of store, ``what`` in words. The operation is the last
+    label, behind those in ``labels``."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        name: str,
+        what: str,
+        buckets: Sequence[float],
+        labels: Sequence[str] = (),
+    ) -> None:
+        self._seconds = Histogram(
+            f"twotruths_{name}_operation_duration_seconds",
+            f"What {what} took for one operation, failed ones too.",
+            [*labels, "operation"],
+            buckets=buckets,
+            registry=registry,
+        )
+        self._errors = Counter(
+            f"twotruths_{name}_operation_errors",
+            f"Operations on {what} that raised, by the code of the error.",
+            [*labels, "operation", "code"],
+            registry=registry,
+        )
+
+    @contextmanager
+    def timed(self, *labels: str) -> Iterator[Stopwatch]:
+        """Counts what happens in the block as this operation."""
+        watch = Stopwatch()
+        try:
+            yield watch
+        except Exception as error:
+            self._errors.labels(*labels, code_of(error)).inc()
+            raise
+        finally:
+            self._seconds.labels(*labels).observe(watch.seconds)
+
+
+class StoreMetrics(OperationMetrics):
     """Of the store of parts and objects: a directory, or S3."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._seconds = Histogram(
-            "twotruths_store_operation_duration_seconds",
-            "What the store of bytes took for one operation, failed ones too.",
-            ["operation"],
-            buckets=_STORE_SECONDS,
-            registry=registry,
-        )
-        self._errors = Counter(
-            "twotruths_store_operation_errors",
-            "Operations on the store of bytes that raised, by the code of the error.",
-            ["operation", "code"],
-            registry=registry,
-        )
-
-    @contextmanager
-    def timed(self, operation: str) -> Iterator[Stopwatch]:
-        """Counts what happens in the block as this operation."""
-        watch = Stopwatch()
-        try:
-            yield watch
-        except Exception as error:
-            self._errors.labels(operation, code_of(error)).inc()
-            raise
-        finally:
-            self._seconds.labels(operation).observe(watch.seconds)
+        super().__init__(registry, "store", "the store of bytes", _STORE_SECONDS)
 
 
-class KvMetrics:
+class KvMetrics(OperationMetrics):
     """Of the buckets of the state store."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._seconds = Histogram(
-            "twotruths_kv_operation_duration_seconds",
-            "What the state store took for one operation, failed ones too.",
-            ["bucket", "operation"],
-            buckets=_KV_SECONDS,
-            registry=registry,
-        )
-        self._errors = Counter(
-            "twotruths_kv_operation_errors",
-            "Operations on the state store that raised, by the code of the error; CONFLICT is a lost race.",
-            ["bucket", "operation", "code"],
-            registry=registry,
-        )
-
-    @contextmanager
-    def timed(self, bucket: str, operation: str) -> Iterator[Stopwatch]:
-        """Counts what happens in the block as this operation."""
-        watch = Stopwatch()
-        try:
-            yield watch
-        except Exception as error:
-            self._errors.labels(bucket, operation, code_of(error)).inc()
-            raise
-        finally:
-            self._seconds.labels(bucket, operation).observe(watch.seconds)
+        super().__init__(registry, "kv", "the state store", _RECORD_SECONDS, ["bucket"])
 
     def around(self, bucket: str, store: StateStore[T]) -> MeteredState[T]:
         """The store, timed as this bucket."""
         return MeteredState(store, bucket, self)
+
+
+class DatabaseMetrics(OperationMetrics):
+    """Of a database."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry, "database", "the database", _RECORD_SECONDS)
 
 
 def code_of(error: Exception) -> str:

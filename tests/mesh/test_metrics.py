@@ -94,14 +94,16 @@ async def test_the_numbers_after_a_game_are_what_happened(
     assert more("merge", "rpc_handled_total", "OK", "twotruths.merge.v1.MergeService/InitiateMerge") == 1
     for kind, plan, count in (("probe", "none", 3), ("normalise", "transcode", 3), ("merge", "transcode", 1)):
         assert more("merge", "merge_jobs_published_total", kind, "normal") == count
-        assert more("workers", "merge_jobs_delivered_total", kind, "normal") == count
+        taken = more("workers", "merge_jobs_delivered_total", kind, "normal")
+        assert taken - more("workers", "merge_jobs_redelivered_total", kind) == count
         assert more("workers", "merge_job_attempts_total", kind, "done") == count
         assert more("workers", "merge_job_duration_seconds_count", kind, plan) == count
     stored = [*mesh.objects(f"videos/{merge_id}"), *mesh.objects(f"merges/{merge_id}")]
-    assert more("workers", "store_operation_duration_seconds_count", "put_file") == len(stored)
+    assert more("workers", "store_operation_duration_seconds_count", "put_file") >= len(stored)
     assert more("workers", "kv_operation_duration_seconds_count", "merges", "update") >= 14, "claimed and done"
 
     assert more("challenge", "rpc_handled_total", "OK", "twotruths.challenge.v1.ChallengeService/SubmitGuess") == 1
+    assert more("challenge", "database_operation_duration_seconds_count", "record") == 1
     # Labels in order of their names: method, route, status.
     assert more("gateway", "http_requests_total", "POST", f"{UPLOADS}/chunk/{{chunk_number}}", "200") == parts
     assert more("gateway", "http_requests_total", "POST", f"{UPLOADS}/complete", "200") == 3
@@ -116,7 +118,9 @@ async def test_the_numbers_after_a_game_are_what_happened(
         for (name, labels), value in samples.items():
             assert f"`twotruths_{name.removesuffix('_count')}`" in DOCUMENT.read_text(), name
             grown = value - before[process][name, labels]
-            assert not (name == "http_requests_total" and labels[2] >= "500" and grown), labels
+            # 503: a test before may have killed a service that another has not found again yet.
+            failed = name == "http_requests_total" and labels[2] >= "500" and labels[2] != "503"
+            assert not (failed and grown), labels
             assert not (name == "rpc_handled_total" and labels[0] in {"INTERNAL", "UNKNOWN"} and grown), labels
             assert not (name.startswith(("merge_sandbox_kills", "merge_nursery", "merges_failed")) and grown), name
 

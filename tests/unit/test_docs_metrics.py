@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from services.common.metering import KvMetrics, StoreMetrics
+from services.common.metering import DatabaseMetrics, KvMetrics, StoreMetrics
 from services.common.rpc_metering import RpcMetrics
 from services.gateway.metering import RouteMetrics
 from services.merge.health import QueueState
@@ -32,7 +32,7 @@ def _queue_state(registry: CollectorRegistry) -> None:
 
 SECTIONS: Mapping[str, tuple[Callable[[CollectorRegistry], object], ...]] = {
     "gRPC servers": (RpcMetrics,),
-    "Stores": (StoreMetrics, KvMetrics),
+    "Stores": (StoreMetrics, KvMetrics, DatabaseMetrics),
     "gateway": (lambda registry: registry.register(RouteMetrics()),),
     "upload": (UploadMetrics,),
     "merge: sessions": (MergeMetrics,),
