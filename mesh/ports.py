@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,21 @@ from pathlib import Path
 from mesh.errors import MeshError
 
 HOST = "127.0.0.1"
-FIXED: Mapping[str, int] = {"gateway": 8080, "upload": 50051, "merge": 50052, "challenge": 50053}
+FIXED: Mapping[str, int] = {
+    "gateway": 8080,
+    "upload": 50051,
+    "merge": 50052,
+    "challenge": 50053,
+    "gateway-metrics": 9160,
+    "upload-metrics": 9151,
+    "merge-metrics": 9152,
+    "challenge-metrics": 9153,
+    **{f"worker-{number}-metrics": 9140 + number for number in range(1, 5)},
+}
+ROOM: Mapping[str, int] = {"gateway-metrics": 16}
+"""How many ports above are left free: several gateway processes have theirs there."""
+
+_FIRST, _NUMBER = re.compile("-1(?=-|$)"), re.compile("-[0-9]+(?=-|$)")  # of several
 
 
 def choose(names: Iterable[str], *, free: bool, gateway: int | None) -> dict[str, int]:
@@ -19,18 +34,23 @@ def choose(names: Iterable[str], *, free: bool, gateway: int | None) -> dict[str
     ``gateway`` asks for that port of the gateway. Of several the first has the fixed port. Names without a fixed
     port get a free one, with ``free`` all do.
     """
-    wanted = {} if free else dict(FIXED)
+    wanted: dict[str, int] = {} if free else dict(FIXED)
     if gateway is not None:
         wanted["gateway"] = gateway
     chosen: dict[str, int] = {}
     for name in names:
-        first = name.removesuffix("-1")
+        first = name if name in wanted else _FIRST.sub("", name)
         if first in wanted:
             _check(name, wanted[first])
             chosen[name] = wanted[first]
         else:
-            chosen[name] = _free({*chosen.values(), *wanted.values()})
+            taken = {port + above for named, port in chosen.items() for above in range(_room(named) + 1)}
+            chosen[name] = _free({*taken, *wanted.values()}, room=_room(name))
     return chosen
+
+
+def _room(name: str) -> int:
+    return ROOM.get(_NUMBER.sub("", name), 0)
 
 
 def _check(name: str, port: int) -> None:
@@ -39,11 +59,12 @@ def _check(name: str, port: int) -> None:
         raise MeshError(f"port {port} ({name}) is taken or not allowed: stop what listens there, or use {other}")
 
 
-def _free(avoid: set[int]) -> int:
-    """A port below the kernel's ephemeral range: nothing takes it while its process is being restarted."""
+def _free(avoid: set[int], *, room: int = 0) -> int:
+    """A port below the kernel's ephemeral range: nothing takes it while its process is being restarted. So are the
+    ``room`` ports above it."""
     for _ in range(1000):
-        port = random.randrange(10_000, _ephemeral_start())  # noqa: S311 - not a secret
-        if port not in avoid and _bindable(port):
+        port = random.randrange(10_000, _ephemeral_start() - room)  # noqa: S311 - not a secret
+        if all(each not in avoid and _bindable(each) for each in range(port, port + room + 1)):
             return port
     raise MeshError("no free port was found on 127.0.0.1")
 

@@ -18,6 +18,7 @@ from services.common.keys import KeyRing
 
 SERVICES = ("upload", "merge", "challenge")
 MOST_WORKERS = 4
+METRICS = "-metrics"
 
 # Where one machine wants other values than a cluster; the environment replaces them.
 ONE_MACHINE: Mapping[str, str] = {
@@ -78,7 +79,10 @@ class Topology:
             gateway_urls=self.gateway_urls,
             nats_url=self.nats_url,
             grpc_targets={name: _target(self.members[name], self.ports) for name in SERVICES},
-            ports=dict(self.ports),
+            ports={name: port for name, port in self.ports.items() if not name.endswith(METRICS)},
+            metrics={
+                name.removesuffix(METRICS): port for name, port in self.ports.items() if name.endswith(METRICS)
+            },
             processes=dict(processes),
         )
 
@@ -96,9 +100,10 @@ def plan(options: Options, state: StateDirectory) -> Topology:
     servers = () if external else brokers.names(options.nats)
     if external and options.nats > 1:
         raise MeshError("--nats says how many NATS servers to start; NATS_URL names those that run already")
+    measured = (*(name for replicas in members.values() for name in replicas), *workers)
     names = [
-        *(name for replicas in members.values() for name in replicas),
-        *workers,
+        *measured,
+        *(name + METRICS for name in measured),
         *brokers.port_names(servers),
         *(swift.NAMES if options.s3 else []),
     ]
@@ -122,7 +127,7 @@ def plan(options: Options, state: StateDirectory) -> Topology:
         # Merge follows the uploads' state stream, which upload makes.
         *_service("merge", members, environment, chosen, (*needs, *members["upload"])),
         *_service("challenge", members, environment, chosen, needs),
-        *(_worker(name, environment, chosen[name], (*needs, *members["merge"])) for name in workers),
+        *(_worker(name, environment, chosen, (*needs, *members["merge"])) for name in workers),
     )
     gateways = _gateways(members["gateway"], environment, chosen, tuple(spec.name for spec in services))
     return Topology((*base, *services, *gateways), chosen, nats_url, bool(servers), members)
@@ -162,7 +167,7 @@ def _service(
 ) -> tuple[ProcessSpec, ...]:
     def replica(each: str) -> ProcessSpec:
         listen = f"{HOST}:{chosen[each]}"
-        own = {**environment, _variable(f"{name}_listen"): listen}
+        own = {**_with_metrics(each, environment, chosen), _variable(f"{name}_listen"): listen}
         return ProcessSpec(each, _module(f"services.{name}"), own, health.grpc_service(listen), after)
 
     return tuple(map(replica, members[name]))
@@ -173,22 +178,28 @@ def _gateways(
 ) -> tuple[ProcessSpec, ...]:
     def replica(each: str) -> ProcessSpec:
         listen = f"{HOST}:{chosen[each]}"
-        own = {**environment, _variable("gateway_listen"): listen}
+        own = {**_with_metrics(each, environment, chosen), _variable("gateway_listen"): listen}
         check = health.http(f"http://{listen}/api/v1/health")
         return ProcessSpec(each, _module("services.gateway"), own, check, after)
 
     return tuple(map(replica, names))
 
 
-def _worker(name: str, environment: Mapping[str, str], port: int, after: tuple[str, ...]) -> ProcessSpec:
-    listen = f"{HOST}:{port}"
+def _worker(
+    name: str, environment: Mapping[str, str], chosen: Mapping[str, int], after: tuple[str, ...]
+) -> ProcessSpec:
+    listen = f"{HOST}:{chosen[name]}"
     return ProcessSpec(
         name=name,
         command=_module("services.merge", "worker"),
-        environment={**environment, _variable("worker_listen"): listen},
+        environment={**_with_metrics(name, environment, chosen), _variable("worker_listen"): listen},
         check=health.grpc_service(listen),
         after=after,
     )
+
+
+def _with_metrics(name: str, environment: Mapping[str, str], chosen: Mapping[str, int]) -> dict[str, str]:
+    return {**environment, _variable("metrics_listen"): f"{HOST}:{chosen[name + METRICS]}"}
 
 
 def _module(*arguments: str) -> tuple[str, ...]:

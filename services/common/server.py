@@ -8,11 +8,13 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from services.common import scopes
 from services.common.admin import AdminServer
 from services.common.identity import TokenVerifier
 from services.common.interceptor import ServiceInterceptor
+from services.common.rpc_metering import MeteringInterceptor, RpcMetrics
 from services.common.settings import CommonSettings
 from services.common.tls import Tls
 
@@ -41,6 +43,7 @@ class GrpcServer:
 
     ``name`` is the service's short name; its errors have the domain "<name>.twotruths".
     ``deserializers``: full method name → what makes messages of bytes, where that is not protobuf alone.
+    ``registry``: where its rpcs are counted, if anywhere.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class GrpcServer:
         listen: str,
         verifier: TokenVerifier,
         deserializers: Mapping[str, Callable[[bytes], Any]] | None = None,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self.port = 0
         self._listen = listen
@@ -59,7 +63,8 @@ class GrpcServer:
         self._traits: list[str] = []
         self._scopes: dict[str, str] = {}
         self._interceptor = ServiceInterceptor(name, verifier, self._scopes, deserializers or {})
-        self._server = grpc.aio.server(interceptors=[self._interceptor], options=_SERVER_OPTIONS)
+        metering = [] if registry is None else [MeteringInterceptor(RpcMetrics(registry))]
+        self._server = grpc.aio.server(interceptors=[*metering, self._interceptor], options=_SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._tls = Tls.from_settings(settings)

@@ -26,6 +26,7 @@ from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
 from services.gateway.limits import Ticks
 from services.gateway.media import MediaRoutes
+from services.gateway.metering import RouteMetrics
 from services.gateway.protocols import PATHS
 from services.gateway.routes import Binding, RouteError
 from services.gateway.sending import Sender
@@ -49,6 +50,7 @@ def create(
     signer: PlaybackSigner,
     settings: GatewaySettings,
     drain: Drain,
+    metrics: RouteMetrics,
     clock: Clock,
     verifier: TokenVerifier,
     ticks: Ticks,
@@ -62,6 +64,7 @@ def create(
         drain,
         clients=clients,
         cors=Cors(settings.gateway_cors_origins),
+        metrics=metrics,
         max_path=settings.gateway_max_path_bytes,
         write_timeout=settings.gateway_write_timeout_seconds,
         hsts=settings.hsts,
@@ -109,6 +112,7 @@ def create(
         handler = Transcoder(binding, channel, settings, drain)
         route = router.add_route(binding.verb, binding.template.path, handler.handle)
         traces.shown_as(route, binding.template.display)
+        metrics.name(route.resource, binding.template.display)
         if binding.verb == "GET" and not binding.method.server_streaming:
             router.add_route("HEAD", binding.template.path, handler.handle)  # as RFC 9110 section 9.1 wants
     for path, methods in _owned(bindings).items():

@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import sys
+import time
 import weakref
 from urllib.parse import quote, unquote
 
@@ -21,6 +22,7 @@ from services.gateway import heads, interim, problems
 from services.gateway.clients import Clients
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
+from services.gateway.metering import CUT_OFF, RouteMetrics
 from services.gateway.problems import Problem
 from services.gateway.traces import TRACE_ID
 
@@ -50,9 +52,18 @@ class Edge:
     """The outermost middleware."""
 
     def __init__(
-        self, drain: Drain, *, clients: Clients, cors: Cors, max_path: int, write_timeout: float, hsts: str = ""
+        self,
+        drain: Drain,
+        *,
+        clients: Clients,
+        cors: Cors,
+        metrics: RouteMetrics,
+        max_path: int,
+        write_timeout: float,
+        hsts: str = "",
     ) -> None:
         self._drain = drain
+        self._metrics = metrics
         self._clients = clients
         self._cors = cors
         self._headers = HEADERS | ({"Strict-Transport-Security": hsts} if hsts else {})
@@ -72,6 +83,7 @@ class Edge:
 
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answers every request, whatever the handler does."""
+        started = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
         request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
         request[CLIENT] = self._clients.address(request)
@@ -82,7 +94,10 @@ class Edge:
                     raise Problem(414, "URI_TOO_LONG", f"the path may have at most {self._max_path} bytes")
                 interim.check_expect(request)
                 return self._cors.preflight(request) or await handler(request)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError:  # its access is not logged
+                begun = request.get(_RESPONSE)
+                sent = (begun.body_length if begun is not None else 0) or request.writer.output_size
+                self._metrics.count(request, CUT_OFF, time.monotonic() - started, sent)
                 raise
             except Exception as error:
                 return self._answer(request, error)
@@ -146,10 +161,15 @@ def _problem(request: web.Request, error: Exception) -> Problem:
 
 
 class AccessLogger(AbstractAccessLogger):
-    """One line for each request, without the parameters that are permissions."""
+    """One line for each request, without the parameters that are permissions; and it is counted."""
+
+    def __init__(self, logger: logging.Logger, log_format: str, metrics: RouteMetrics) -> None:
+        super().__init__(logger, log_format)
+        self._metrics = metrics
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
-        """Writes the line."""
+        """Counts it and writes the line."""
+        self._metrics.count(request, response.status, time, response.body_length)
         data = {
             "method": request.method,
             "path": redacted(request.raw_path),

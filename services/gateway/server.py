@@ -17,6 +17,7 @@ from services.gateway.heads import judging
 from services.gateway.interim import keeping_expect
 from services.gateway.listening import Listener, listen
 from services.gateway.member import Member
+from services.gateway.metering import RouteMetrics
 
 _READ_BUFFER = 256 << 10
 _FILES_PER_CONNECTION = 2
@@ -32,7 +33,12 @@ class HttpServer:
     once started."""
 
     def __init__(
-        self, app: web.Application, settings: GatewaySettings, drain: Drain, member: Member | None = None
+        self,
+        app: web.Application,
+        settings: GatewaySettings,
+        drain: Drain,
+        metrics: RouteMetrics,
+        member: Member | None = None,
     ) -> None:
         self.port = 0
         self._drain = drain
@@ -46,7 +52,7 @@ class HttpServer:
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1.0)
         self._options = {
             "logger": log,
-            "access_log_class": AccessLogger,
+            "access_log_class": functools.partial(AccessLogger, metrics=metrics),
             "keepalive_timeout": settings.gateway_keepalive_seconds,
             # Compressed bodies are refused (415): a bomb would be unpacked before any bound applies.
             "auto_decompress": False,

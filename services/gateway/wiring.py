@@ -13,6 +13,8 @@ from services.common.channel import open_channel
 from services.common.clock import Clock, utc_now
 from services.common.identity import ServiceTokens, TokenVerifier
 from services.common.lifecycle import App
+from services.common.metering import StoreMetrics
+from services.common.metrics import new_registry
 from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
 from services.common.tls import Tls
@@ -21,6 +23,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
 from services.gateway.limits import Ticks
 from services.gateway.member import Member
+from services.gateway.metering import RouteMetrics
 from services.gateway.server import HttpServer
 
 
@@ -45,6 +48,8 @@ async def build(
         "challenge": settings.challenge_target,
     }
     tls, drain = Tls.from_settings(settings), Drain()
+    registry, metrics = new_registry(), RouteMetrics()
+    registry.register(metrics)
     async with AsyncExitStack() as stack:
         channels, streams = {}, {}
         for name, target in targets.items():
@@ -53,7 +58,7 @@ async def build(
             channels[name] = await stack.enter_async_context(channel)
             streams[name] = await stack.enter_async_context(open_channel(target, tls=tls, retries=False))
         if store is None:
-            store = await stack.enter_async_context(open_objects(settings))
+            store = await stack.enter_async_context(open_objects(settings, StoreMetrics(registry)))
         application = app.create(
             bindings,
             channels,
@@ -62,8 +67,9 @@ async def build(
             signer=signer or PlaybackSigner.from_file(settings.playback_keys_file),
             settings=settings,
             drain=drain,
+            metrics=metrics,
             clock=clock,
             verifier=TokenVerifier.from_settings(settings, service="gateway"),
             ticks=ticks,
         )
-        yield App(server=HttpServer(application, settings, drain, member))
+        yield App(HttpServer(application, settings, drain, metrics, member), metrics=registry)

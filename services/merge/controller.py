@@ -58,7 +58,7 @@ class MergeController:
     """The reconcile loop. ``encode`` makes a job's payload; ``sweep_seconds`` pass between sweeps.
 
     ``whole_seconds``: a longer clip is encoded in pieces.
-    ``jobs_per_owner``: how many unfinished jobs of one owner the queue may hold.
+    ``jobs_per_owner``: how many unfinished jobs of one owner the queue may hold. ``swept`` is called after each.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class MergeController:
         deadlines: Deadlines | None = None,
         sweep_seconds: float = 30.0,
         jobs_per_owner: int = 4,
+        swept: Callable[[], None] = lambda: None,
     ) -> None:
         self._sessions = sessions
         self._videos = videos
@@ -92,6 +93,7 @@ class MergeController:
         self._whole_seconds = whole_seconds
         self._deadlines = deadlines or Deadlines()
         self._sweep_seconds = sweep_seconds
+        self._swept = swept
         self._replacer = ClipReplacer(sessions, uploads, clock=clock, upload_seconds=self._timing.upload_seconds)
         self._admission = Admission(sessions, queue, clock=clock, encode=encode, per_owner=jobs_per_owner)
         self._asked: dict[str, int] = {}  # in which sweep the upload service was last asked for a session
@@ -130,6 +132,7 @@ class MergeController:
         while True:
             try:
                 await self._sweep()
+                self._swept()
             except ServiceError as error:
                 log.info("no sweep: %s", error)
             await asyncio.sleep(self._sweep_seconds)

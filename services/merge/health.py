@@ -77,6 +77,25 @@ class QueueLoad:
     failed_last_hour: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LaneLoad:
+    """The jobs of one kind and priority: how many wait and run, and for how many seconds the oldest has waited."""
+
+    kind: str
+    priority: str
+    waiting: int
+    running: int
+    oldest_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """The queue by kind and priority, and how many jobs are among the dead."""
+
+    lanes: tuple[LaneLoad, ...]
+    dead: int
+
+
 class QueueGauge(Protocol):
     """The job queue's counters."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from services.common.state import StateStore
-from services.merge.domain import Clip, Session, Video
+from services.merge.domain import Clip, Outcome, Session, UnitRef, Video
 from services.merge.planner import ClipUpload
 from services.merge.timeline import (
     Canvas,
@@ -126,3 +126,13 @@ class Media(Protocol):
 
     async def sidecars(self, merged: Path, targets: Sequence[Path], frames: tuple[int, ...]) -> SidecarFiles:
         """Makes what a merge or a copy could not make ``beside`` a video of clips with so many frames."""
+
+
+class Work(Protocol):
+    """What a job does."""
+
+    async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
+        """Does the unit. Raises MediaError, also for an object store that stays full or away."""
+
+    async def undo(self, outcome: Outcome) -> None:
+        """Removes what was stored for an outcome that does not count."""

@@ -25,9 +25,11 @@ from services.common.clock import Clock, utc_now
 from services.common.codec import RecordCodec, parsed
 from services.common.identity import ServiceTokens, TokenVerifier
 from services.common.lifecycle import App
+from services.common.metering import KvMetrics, StoreMetrics
+from services.common.metrics import new_registry
 from services.common.playback import PlaybackSigner
 from services.common.server import GrpcServer
-from services.common.state import owned_key
+from services.common.state import StateStore, owned_key
 from services.common.tls import Tls
 from services.merge import rpc, rpc_videos
 from services.merge.adapters.queue_load import JetStreamQueueLoad
@@ -45,7 +47,10 @@ from services.merge.jobs import KINDS, MergeJob
 from services.merge.media import library, sandbox
 from services.merge.media.limits import Limits
 from services.merge.media.runner import MediaRunner
-from services.merge.ports import Links, Media, Uploads
+from services.merge.metering import MergeMetrics, MeteredSessions
+from services.merge.metering_queue import MeteredQueue, QueueCollector, QueueMetrics
+from services.merge.metering_worker import MeteredMedia, MeteredWork, WorkerMetrics
+from services.merge.ports import Links, Media, Sessions, Uploads
 from services.merge.removal import VideoRemover
 from services.merge.scratch import Scratch
 from services.merge.service import KIND, MergeSessions, Timing
@@ -91,11 +96,16 @@ async def build_controller(
 ) -> AsyncIterator[App]:
     """The process that serves MergeService and VideoService and reconciles the sessions."""
     async with AsyncExitStack() as stack:
+        registry = new_registry()
+        metrics, kv = MergeMetrics(registry), KvMetrics(registry)
         nats = await _connected(stack, settings, "merge")
-        sessions = await _sessions(nats, settings)
-        videos = JetStreamStateStore(nats, "videos", VIDEOS, replicas=settings.nats_replicas)
-        await videos.ensure()
-        queue = await _queue(nats, settings)
+        sessions = MeteredSessions(await _sessions(nats, settings, kv), metrics)
+        video_bucket = JetStreamStateStore(nats, "videos", VIDEOS, replicas=settings.nats_replicas)
+        await video_bucket.ensure()
+        videos = kv.around("videos", video_bucket)
+        queue = MeteredQueue(await _queue(nats, settings), QueueMetrics(registry))
+        load = JetStreamQueueLoad(nats, clock=clock)
+        registry.register(QueueCollector(load.state))
         if uploads is None:
             tokens = ServiceTokens.from_settings(settings, NAME)
             tls = Tls.from_settings(settings)
@@ -104,7 +114,7 @@ async def build_controller(
             uploads = UploadClient(channel)
         board, progress = ProgressBoard(), NatsProgressBus(nats)
         await progress.remember(KIND, replicas=settings.nats_replicas)
-        objects = await stack.enter_async_context(open_objects(settings))
+        objects = await stack.enter_async_context(open_objects(settings, StoreMetrics(registry)))
         remover = VideoRemover(videos, objects)
         timing = Timing(settings.upload_timeout_seconds, settings.processing_timeout_seconds)
         cleaner = SessionCleaner(
@@ -135,6 +145,7 @@ async def build_controller(
             ),
             sweep_seconds=settings.sweep_seconds,
             jobs_per_owner=settings.jobs_per_owner,
+            swept=metrics.sweeps.inc,
         )
         await controller.recall()  # before it serves: no status shows less than the controller before this one did
         # The upload service makes its own bucket; whoever comes first makes it the same way.
@@ -150,6 +161,7 @@ async def build_controller(
             name=NAME,
             listen=settings.merge_listen,
             verifier=TokenVerifier.from_settings(settings, NAME),
+            registry=registry,
         )
         merges = MergeSessions(
             sessions,
@@ -162,8 +174,8 @@ async def build_controller(
         )
         store = "s3" if settings.s3_bucket else "directory"
         health = ProcessingHealth(
-            JetStreamQueueLoad(nats, clock=clock),
-            await _reports(nats, settings),
+            load,
+            await _reports(nats, settings, kv),
             objects,
             lambda: {} if settings.s3_bucket else {"data": _free_bytes(settings.data_dir)},
             clock=clock,
@@ -193,7 +205,7 @@ async def build_controller(
             controller.sweep,
             controller.listen,
         )
-        yield App(server, loops)
+        yield App(server, loops, registry)
 
 
 async def _links(stack: AsyncExitStack, settings: MergeSettings, clock: Clock) -> Links | None:
@@ -227,6 +239,8 @@ async def build_worker(
     if lacking:
         log.warning("media jobs run in a sandbox with gaps: the kernel has no %s", " and no ".join(lacking))
     async with AsyncExitStack() as stack:
+        registry = new_registry()
+        metrics, kv = WorkerMetrics(registry), KvMetrics(registry)
         nats = await _connected(stack, settings, "merge-worker")
         scratch = Scratch(settings.scratch_dir)
         stack.callback(scratch.close)
@@ -249,15 +263,16 @@ async def build_worker(
                 even_loudness=settings.merge_even_loudness,
                 spare=settings.worker_jobs + settings.worker_probes,
                 probe_seconds=settings.probe_seconds,
+                on_restart=metrics.nursery_restarts.inc,
             )
             stack.push_async_callback(own.close)
             await own.warm()
-        objects = await stack.enter_async_context(open_objects(settings))
+        objects = await stack.enter_async_context(open_objects(settings, StoreMetrics(registry)))
         worker = MergeWorker(
-            await _sessions(nats, settings),
-            await _queue(nats, settings),
+            await _sessions(nats, settings, kv),
+            MeteredQueue(await _queue(nats, settings), QueueMetrics(registry)),
             NatsProgressBus(nats),
-            MergeWork(objects, runner, scratch, limits=limits),
+            MeteredWork(MergeWork(objects, MeteredMedia(runner, metrics), scratch, limits=limits), metrics),
             clock=clock,
             decode=JOBS.decode,
             jobs_at_once=settings.worker_jobs,
@@ -268,17 +283,18 @@ async def build_worker(
             name="worker",
             listen=settings.worker_listen,
             verifier=TokenVerifier.from_settings(settings, NAME),
+            registry=registry,
         )
         if not lacking:
             server.also_healthy("sandbox")
         heartbeat = Heartbeat(
-            await _reports(nats, settings),
+            await _reports(nats, settings, kv),
             library.describe if media is None else _no_library,
             scratch=settings.scratch_dir,
             sandbox_lacks=lacking,
             clock=clock,
         )
-        yield App(server, (worker.run, heartbeat.run))
+        yield App(server, (worker.run, heartbeat.run), registry)
 
 
 @asynccontextmanager
@@ -322,10 +338,10 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-async def _reports(nats: Client, settings: MergeSettings) -> JetStreamStateStore[WorkerReport]:
+async def _reports(nats: Client, settings: MergeSettings, kv: KvMetrics) -> StateStore[WorkerReport]:
     store = JetStreamStateStore(nats, "workers", WORKERS, replicas=settings.nats_replicas, marker_ttl=60)
     await store.ensure()
-    return store
+    return kv.around("workers", store)
 
 
 async def _connected(stack: AsyncExitStack, settings: MergeSettings, name: str) -> Client:
@@ -334,10 +350,10 @@ async def _connected(stack: AsyncExitStack, settings: MergeSettings, name: str) 
     return nats
 
 
-async def _sessions(nats: Client, settings: MergeSettings) -> JetStreamStateStore[Session]:
+async def _sessions(nats: Client, settings: MergeSettings, kv: KvMetrics) -> Sessions:
     store = JetStreamStateStore(nats, "merges", SESSIONS, replicas=settings.nats_replicas)
     await store.ensure()
-    return store
+    return kv.around("merges", store)
 
 
 async def _queue(nats: Client, settings: MergeSettings) -> JetStreamJobQueue:

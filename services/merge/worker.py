@@ -28,10 +28,9 @@ from services.merge.hints import telling
 from services.merge.jobs import MergeJob
 from services.merge.lanes import Lanes
 from services.merge.media.errors import ErrorType, MediaError
-from services.merge.ports import Sessions
+from services.merge.ports import Sessions, Work
 from services.merge.service import KIND
 from services.merge.transitions import claim, finish, give_back, give_up, holds_claim
-from services.merge.work import MergeWork
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class MergeWorker:
         sessions: Sessions,
         queue: JobQueue,
         progress: ProgressBus,
-        work: MergeWork,
+        work: Work,
         *,
         clock: Clock,
         decode: Callable[[bytes], MergeJob],

@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from prometheus_client import CollectorRegistry
+
 from services.common.adapters.directory_objects import DirectoryObjectStore
 from services.common.adapters.jetstream import connect
 from services.common.adapters.jetstream_state import JetStreamStateStore
@@ -17,6 +19,7 @@ from services.common.clock import Clock, utc_now
 from services.common.codec import RecordCodec
 from services.common.identity import TokenVerifier
 from services.common.lifecycle import App
+from services.common.metering import KvMetrics, MeteredObjects, StoreMetrics
 from services.common.metrics import new_registry
 from services.common.objects import ObjectStore
 from services.common.server import GrpcServer
@@ -41,6 +44,7 @@ from services.upload.records import UploadRecords
 from services.upload.scanning import Quarantine
 from services.upload.service import Policy, UploadService
 from services.upload.sweeping import Sweep
+from services.upload.timing import TimedParts
 from twotruths.upload.v1 import record_pb2, upload_service_pb2_grpc
 
 BUCKET = "uploads"
@@ -90,12 +94,15 @@ async def build(
         background: list[Background] = []
         # First: a directory that is taken is a reason not to begin.
         stores = stores or await _open_stores(stack, settings, background)
-        parts, objects = MeteredParts(stores.parts, metrics, replays), stores.objects
+        store_metrics = StoreMetrics(registry)
+        timed, objects = TimedParts(stores.parts, store_metrics), MeteredObjects(stores.objects, store_metrics)
+        parts = MeteredParts(timed, metrics, replays)
         shared = shared or await open_shared(
             settings,
             stack,
             alone=not settings.s3_bucket,
             mine=Claim(stores.name, stores.where, clock()),
+            metrics=KvMetrics(registry),
         )
         index, hints = UploadIndex(shared.index, clock=clock), shared.hints
         uploads = IndexedUploads(MeteredUploads(shared.uploads, metrics), index)
@@ -103,7 +110,7 @@ async def build(
         assembly = Assembly(
             uploads,
             index,
-            stores.parts,
+            timed,
             objects,
             hints,
             Quarantine(objects, _scanner(settings, metrics)),
@@ -130,6 +137,7 @@ async def build(
             listen=settings.upload_listen,
             verifier=TokenVerifier.from_settings(settings, "upload"),
             deserializers=rpc.DESERIALIZERS,
+            registry=registry,
         )
         server.add(
             rpc.SERVICE, upload_service_pb2_grpc.add_UploadServiceServicer_to_server, rpc.UploadServicer(service)
@@ -167,11 +175,16 @@ async def _open_stores(stack: AsyncExitStack, settings: UploadSettings, backgrou
 
 
 async def open_shared(
-    settings: UploadSettings, stack: AsyncExitStack, *, alone: bool, mine: Claim | None = None
+    settings: UploadSettings,
+    stack: AsyncExitStack,
+    *,
+    alone: bool,
+    mine: Claim | None = None,
+    metrics: KvMetrics | None = None,
 ) -> Shared:
     """On JetStream. ``alone``: no other process writes records of uploads, as who owns a directory shares them
-    with nobody; ``mine``: the store that their bytes are in. Raises Unavailable, and FailedPrecondition when they
-    are in another."""
+    with nobody; ``mine``: the store that their bytes are in; ``metrics`` time the buckets. Raises Unavailable, and
+    FailedPrecondition when they are in another."""
     client = await connect(settings.nats_url, "upload")
     stack.push_async_callback(client.close)
     replicas = settings.nats_replicas
@@ -197,8 +210,11 @@ async def open_shared(
     await usages.ensure()
     events = JetStreamEvents(client, replicas=replicas)
     await events.ensure()
-    records = SoleWriter(uploads, lasting=lambda upload: not upload.final) if alone else uploads
-    return Shared(records, index, usages, NatsProgressBus(client), events)
+    around = (metrics or KvMetrics(CollectorRegistry())).around
+    records: UploadStore = around(BUCKET, uploads)
+    if alone:  # what it remembers costs nothing and is not timed
+        records = SoleWriter(records, lasting=lambda upload: not upload.final)
+    return Shared(records, around(INDEX, index), around(QUOTAS, usages), NatsProgressBus(client), events)
 
 
 def _scanner(settings: UploadSettings, metrics: UploadMetrics) -> Scanner | None:

@@ -491,6 +491,7 @@ nursery.main()
     with pytest.raises(MediaError) as caught:
         await MediaRunner().probe(tmp_path / "a.mp4")
     assert (caught.value.error_type, caught.value.retryable) == (error_type, retryable)
+    assert (caught.value.signal != 0) == ("os.kill" in script)
 
 
 async def test_a_missing_source_is_our_failure_and_may_be_retried(tmp_path: Path) -> None:

@@ -158,8 +158,8 @@ nursery.main()
 async def test_a_nursery_that_dies_takes_its_children_and_another_takes_its_place(
     clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    children = Counted(monkeypatch)
-    runner = MediaRunner(spare=2)
+    children, told = Counted(monkeypatch), list[str]()
+    runner = MediaRunner(spare=2, on_restart=lambda: told.append("died"))
     await runner.warm()
     nursery = runner._nursery._process
     assert nursery is not None
@@ -172,6 +172,7 @@ async def test_a_nursery_that_dies_takes_its_children_and_another_takes_its_plac
     assert (await runner.probe(clip)).width == 64
     assert runner._nursery._process is not nursery
     await runner.close()
+    assert told == ["died"]
 
 
 async def test_what_a_worker_used_is_what_its_jobs_used_too(clip: Path) -> None:

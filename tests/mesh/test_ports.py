@@ -22,3 +22,11 @@ def test_free_ports_differ_and_can_be_listened_on() -> None:
     assert len(set(chosen.values())) == 3
     for port in chosen.values():
         socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_above_the_gateways_metrics_there_is_room_for_its_children() -> None:
+    for _ in range(20):
+        chosen = ports.choose(["upload", "gateway-metrics", "upload-metrics"], free=True, gateway=None)
+        block = range(chosen["gateway-metrics"], chosen["gateway-metrics"] + ports.ROOM["gateway-metrics"] + 1)
+        assert [name for name, port in chosen.items() if port in block] == ["gateway-metrics"]
+        assert block.stop < 1 << 16

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 import grpc
+from prometheus_client import CollectorRegistry
 
 from services.common.channel import open_channel
 from services.common.errors import ServiceError, Unimplemented
@@ -48,12 +49,13 @@ def make_server(
     listen: str = "127.0.0.1:0",
     *,
     settings: Mapping[str, Any] | None = None,
+    registry: CollectorRegistry | None = None,
     **rpcs: Handler,
 ) -> GrpcServer:
     """The server, not started; ``settings`` are those besides the keys'."""
     common = CommonSettings(**keys.settings(), **(settings or {}))
     verifier = TokenVerifier.from_settings(common, service="merge")
-    server = GrpcServer(common, name="merge", listen=listen, verifier=verifier)
+    server = GrpcServer(common, name="merge", listen=listen, verifier=verifier, registry=registry)
     server.add(SERVICE, merge_service_pb2_grpc.add_MergeServiceServicer_to_server, Desk(rpcs))
     return server
 

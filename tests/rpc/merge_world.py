@@ -218,12 +218,15 @@ class World:
         self.uploads = SteeredUploads(self.objects, incoming)
         self.stack = AsyncExitStack()
         self.channel: grpc.aio.Channel
+        self.app: App
         self._feed_uploads = asyncio.Event()
 
     async def start(self) -> None:
         """Starts the controller and its server."""
         self._controller = stack = await self.stack.enter_async_context(AsyncExitStack())
-        app = await stack.enter_async_context(wiring.build_controller(self.settings, uploads=self.uploads))
+        app = self.app = await stack.enter_async_context(
+            wiring.build_controller(self.settings, uploads=self.uploads)
+        )
         await app.server.start()
         await app.server.set_serving(True)
         stack.push_async_callback(app.server.stop, 0)

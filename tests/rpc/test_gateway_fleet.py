@@ -168,7 +168,9 @@ async def test_each_process_answers_and_has_its_metrics(world: World) -> None:
         for number in range(3):
             url, plain = f"http://{HOST}:{metrics + number}/metrics", {"Accept-Encoding": "identity"}
             async with world.http.get(url, headers=plain) as answer:
-                assert "process_resident_memory_bytes" in await answer.text()
+                text = await answer.text()
+            assert "process_resident_memory_bytes" in text
+            assert ("twotruths_http_requests_total{" in text) == (number > 0), "who answers counts"
 
 
 @pytest.mark.parametrize("ending", ["SIGTERM", "Ctrl-C"])

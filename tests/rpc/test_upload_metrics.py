@@ -36,7 +36,7 @@ async def scraped(mesh: Mesh) -> dict[str, float]:
         sample.name.removeprefix("twotruths_") + "".join(f"{{{v}}}" for v in sample.labels.values()): sample.value
         for family in families
         for sample in family.samples
-        if sample.name.startswith("twotruths_")
+        if sample.name.startswith("twotruths_upload")
         and not sample.name.endswith(("_created", "_bucket", "_seconds_sum", "_second_sum"))
         and sample.value
     }

@@ -43,10 +43,12 @@ RETRYABLE = frozenset(
 
 
 class MediaError(Exception):
-    """A media job failed. ``message`` may be shown to the player: it names no path and no other clip."""
+    """A media job failed. ``message`` may be shown to the player: it names no path and no other clip. ``signal``
+    is the one that ended its child, 0 if none did."""
 
-    def __init__(self, error_type: ErrorType, message: str) -> None:
+    def __init__(self, error_type: ErrorType, message: str, *, signal: int = 0) -> None:
         super().__init__(f"{error_type}: {message}")
         self.error_type: str = error_type
         self.message = message
+        self.signal = signal
         self.retryable = error_type in RETRYABLE

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import cast
@@ -76,10 +77,12 @@ class Child:
 
 
 class Nursery:
-    """Starts the nursery when it is needed. Unless ``kept``, it ends with its last child."""
+    """Starts the nursery when it is needed. Unless ``kept``, it ends with its last child. ``on_restart`` is called
+    when one had died."""
 
-    def __init__(self, *, kept: bool) -> None:
+    def __init__(self, *, kept: bool, on_restart: Callable[[], None] = lambda: None) -> None:
         self._kept = kept
+        self._on_restart = on_restart
         self._numbers = count(1)
         self._starting = asyncio.Lock()
         self._process: Process | None = None
@@ -130,6 +133,7 @@ class Nursery:
     async def _start(self) -> socket.socket:
         if self._process is not None:  # one that died
             await self._process.wait()
+            self._on_restart()
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             own.setblocking(False)

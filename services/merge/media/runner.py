@@ -59,7 +59,7 @@ class MediaRunner:
     Every method raises :class:`MediaError`. ``on_progress(frames_done, frames_expected)`` is called on
     the event loop and never goes back. ``threads`` is what decoder, filters and encoder may each use;
     ``even_loudness``: whether a merge makes its clips equally loud; ``probe_seconds``: the time limit of a probe,
-    if that is less than the others'.
+    if that is less than the others'; ``on_restart`` is told when the process that forks the children had died.
     """
 
     def __init__(
@@ -70,12 +70,13 @@ class MediaRunner:
         even_loudness: bool = True,
         spare: int = 0,
         probe_seconds: float = math.inf,
+        on_restart: Callable[[], None] = lambda: None,
     ) -> None:
         self._limits = limits or Limits()
         self._probe_seconds = min(probe_seconds, self._limits.wall_seconds)
         self._threads = threads
         self._even_loudness = even_loudness
-        self._nursery = Nursery(kept=spare > 0)
+        self._nursery = Nursery(kept=spare > 0, on_restart=on_restart)
         self._children = Children(self._nursery.child, self._end, spare)
 
     async def warm(self) -> None:
@@ -257,11 +258,13 @@ async def _follow(
 
 def _death(code: int) -> MediaError:
     """A child that ended without an answer: its own limit, a crash on this input, or killed from outside."""
-    if code == -signal.SIGXCPU:
-        return MediaError(ErrorType.CPU_EXCEEDED, "Processing this video takes too much computing time.")
-    if -code in CRASHES:
-        return MediaError(ErrorType.DECODE_FAILED, "This video cannot be decoded.")
-    return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.")
+    number = max(0, -code)
+    if number == signal.SIGXCPU:
+        text = "Processing this video takes too much computing time."
+        return MediaError(ErrorType.CPU_EXCEEDED, text, signal=number)
+    if number in CRASHES:
+        return MediaError(ErrorType.DECODE_FAILED, "This video cannot be decoded.", signal=number)
+    return MediaError(ErrorType.WORKER_FAILED, "The video could not be processed.", signal=number)
 
 
 async def _read_line(stream: asyncio.StreamReader) -> bytes:
