@@ -1,8 +1,9 @@
-"""The command line: ``mesh up``, ``mesh demo``, ``mesh token``, ``mesh jobs``."""
+"""The command line: ``mesh up``, ``mesh demo``, ``mesh token``, ``mesh migrate``, ``mesh jobs``."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -126,6 +127,19 @@ def token(
     except OSError as error:
         _fail(MeshError(f"no keys in {state / 'keys'}: {error.strerror}"))
     typer.echo(ring.player_token(user, scopes=scope or ALL_SCOPES))
+
+
+@app.command()
+def migrate(state: State = DEFAULT_STATE) -> None:
+    """Bring the challenge service's database up to date; say what was done; again, do nothing.
+
+    Which database is a setting of that service: TWOTRUTHS_CHALLENGE_DATABASE_URL, or without it the file in
+    TWOTRUTHS_DATA_DIR, or else of the mesh on --state. On PostgreSQL run it before a new version is rolled out;
+    any number at once take turns. On SQLite the service does it itself.
+    """
+    command = [sys.executable, "-m", "services.challenge", "migrate"]
+    done = subprocess.run(command, env={"TWOTRUTHS_DATA_DIR": str(state / "data"), **os.environ}, check=False)
+    raise typer.Exit(done.returncode)
 
 
 @jobs.command("dead")

@@ -60,10 +60,21 @@ class App:
 
 def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, name: str) -> None:
     """Runs a process until it is told to stop. Exits with 1 and one clear line when it cannot start or go on."""
+    _run(_main, build, settings, name)
+
+
+def run_once(work: Callable[[S], Coroutine[Any, Any, None]], settings: S, *, name: str) -> None:
+    """Runs what has an end by itself. Exits like :func:`run`."""
+    _run(_work, work, settings, name)
+
+
+def _run(
+    main: Callable[..., Coroutine[Any, Any, None]], what: object, settings: CommonSettings, name: str
+) -> None:
     log_lines.configure(settings, name)
     malloc.tune()
     try:
-        asyncio.run(_main(build, settings, name))
+        asyncio.run(main(what, settings, name))
     except (OSError, ValueError, ServiceError) as error:
         log.critical("%s stopped: %s", name, error)
         sys.exit(1)
@@ -75,6 +86,11 @@ def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, 
         sys.exit(1)
     except asyncio.CancelledError:
         log.info("%s was told to stop while it started", name)
+
+
+async def _work(work: Callable[[S], Coroutine[Any, Any, None]], settings: S, _name: str) -> None:
+    _Told(asyncio.current_task())
+    await work(settings)
 
 
 async def _main(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, name: str) -> None:

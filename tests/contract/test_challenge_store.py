@@ -1,10 +1,8 @@
-"""What every challenge store and guess ledger does: in memory, on SQLite, and on the PostgreSQL that
-TWOTRUTHS_TEST_POSTGRES_URL names, if it is set (its tables are dropped)."""
+"""What every challenge store and guess ledger does: in memory, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -12,23 +10,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.challenge.adapters.engine import open_database
+from services.challenge.adapters.engine import Database, open_database
 from services.challenge.adapters.memory import MemoryChallengeStore, MemoryGuessLedger
 from services.challenge.adapters.migrations import migrate
 from services.challenge.adapters.sql import SqlChallengeStore, SqlGuessLedger
-from services.challenge.adapters.tables import answers, metadata, scores
+from services.challenge.adapters.tables import answers, scores
 from services.challenge.domain import Answer, Challenge, Guess, Position, Segment, Status, Video
 from services.challenge.ports import ChallengeStore, GuessLedger
 from services.common.errors import Unavailable
+from tests.postgres import DATABASES, NewDatabase, PostgresServer, databases
 
-POSTGRES = os.environ.get("TWOTRUTHS_TEST_POSTGRES_URL", "")
-DATABASES = ["sqlite", *(["postgres"] if POSTGRES else [])]
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
@@ -38,32 +33,38 @@ class Stores:
     guesses: GuessLedger
 
 
-async def fresh_url(kind: str, folder: Path) -> str:
-    if kind == "sqlite":
-        return f"sqlite+aiosqlite:///{folder / 'new' / 'challenge.db'}"
-    database = open_database(POSTGRES)
-    await database.write(lambda connection: connection.run_sync(metadata.drop_all))
-    await database.write(lambda connection: connection.execute(text("DROP TABLE IF EXISTS alembic_version")))
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'new' / 'challenge.db'}"
+
+
+@pytest.fixture
+async def url(new_database: NewDatabase) -> str:
+    return await new_database()
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = open_database(url)
+    yield database
     await database.close()
-    return POSTGRES
-
-
-@pytest.fixture(params=DATABASES)
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return await fresh_url(request.param, tmp_path)
 
 
 @pytest.fixture(params=["memory", *DATABASES])
-async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
+async def stores(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer
+) -> AsyncIterator[Stores]:
     if request.param == "memory":
         challenges = MemoryChallengeStore()
         yield Stores(challenges, MemoryGuessLedger(challenges))
         return
-    url = await fresh_url(request.param, tmp_path)
-    await migrate(url)
-    database = open_database(url)
-    yield Stores(SqlChallengeStore(database), SqlGuessLedger(database))
+    database = open_database(await databases(request.param, tmp_path, postgres_server)())
+    yield sql_stores(database)
     await database.close()
+    postgres_server.test_ended()
+
+
+def sql_stores(database: Database) -> Stores:
+    return Stores(SqlChallengeStore(database), SqlGuessLedger(database))
 
 
 def a_challenge(number: int = 0, *, video_id: str = "", creator: str = "alice") -> Challenge:
@@ -202,23 +203,8 @@ async def test_first_guesses_of_a_player_on_many_challenges_at_once_all_count(st
     assert sorted(guess.score_after for guess in counted) == [10, 20, 30, 40]
 
 
-def _differences(connection: Connection) -> object:
-    return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
-
-
-async def test_the_migrations_make_the_tables_of_the_code(url: str) -> None:
-    await asyncio.gather(migrate(url), migrate(url))
-    await migrate(url)
-    database = open_database(url)
-    differences = await database.read(lambda connection: connection.run_sync(_differences))
-    await database.close()
-    assert differences == []
-
-
-async def test_a_cancelled_guess_is_whole_or_absent_and_harms_nothing(url: str) -> None:
-    await migrate(url)
-    database = open_database(url)
-    stores = Stores(SqlChallengeStore(database), SqlGuessLedger(database))
+async def test_a_cancelled_guess_is_whole_or_absent_and_harms_nothing(database: Database) -> None:
+    stores = sql_stores(database)
     challenge = await published(stores, 1, START)
     for number in range(12):
         task = asyncio.create_task(stores.guesses.record(a_guess(challenge, f"player {number}", 1, points=10)))
@@ -230,11 +216,9 @@ async def test_a_cancelled_guess_is_whole_or_absent_and_harms_nothing(url: str) 
     counted = await asyncio.gather(*(stores.guesses.record(a_guess(challenge, p, 1, points=10)) for p in players))
     assert [guess.score_after for guess in counted] == [10] * 12
     assert await stores.guesses.tally(challenge.id) == [0, 12]
-    await database.close()
 
 
 async def test_a_transaction_whose_caller_gave_up_is_still_committed(url: str) -> None:
-    await migrate(url)
     database = open_database(url)
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -256,24 +240,21 @@ async def test_a_transaction_whose_caller_gave_up_is_still_committed(url: str) -
 
 
 async def test_a_database_without_its_tables_is_unavailable(tmp_path: Path) -> None:
-    database = open_database(await fresh_url("sqlite", tmp_path))
+    database = open_database(sqlite_url(tmp_path))
     with pytest.raises(Unavailable):
         await SqlChallengeStore(database).get(str(uuid.uuid4()))
     await database.close()
 
 
-async def test_an_answer_needs_its_challenge(url: str) -> None:
-    await migrate(url)
-    database = open_database(url)
+async def test_an_answer_needs_its_challenge(database: Database) -> None:
     orphan = insert(answers).values(challenge_id=str(uuid.uuid4()), lie_statement_index=1, salt="5" * 64)
     with pytest.raises(IntegrityError):
         await database.write(lambda connection: connection.execute(orphan))
-    await database.close()
 
 
 async def test_the_file_of_sqlite_is_for_its_user_alone(tmp_path: Path) -> None:
-    await migrate(await fresh_url("sqlite", tmp_path))
-    database = open_database(await fresh_url("sqlite", tmp_path))
+    database = open_database(sqlite_url(tmp_path))
+    await migrate(database)
     await database.write(lambda connection: connection.execute(insert(scores).values(player="bob", score=7)))
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "new").iterdir()}
     await database.close()
