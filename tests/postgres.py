@@ -24,17 +24,11 @@ from services.challenge.adapters.migrations import ready
 from services.challenge.adapters.tables import metadata
 from tests.processes import HOST, free_port
 
-PASSWORD = "p@ss/w%rd:geheim"
+PASSWORD = "p@ss/w%rd:geheim"  # all that must be percent-encoded
 _NOBODY = 65534
 _START_SECONDS = 60.0
 # Nothing here must survive the machine.
-_FAST = (
-    "fsync=off",
-    "full_page_writes=off",
-    "synchronous_commit=off",
-    "max_connections=200",
-    "shared_buffers=32MB",
-)
+_FAST = ("fsync=off", "full_page_writes=off", "max_connections=200", "shared_buffers=32MB")
 
 
 class PostgresServer:
