@@ -17,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.challenge.adapters.engine import Database, open_database
 from services.challenge.adapters.memory import MemoryChallengeStore, MemoryGuessLedger
 from services.challenge.adapters.migrations import migrate
+from services.challenge.adapters.postgres import Limits
 from services.challenge.adapters.sql import SqlChallengeStore, SqlGuessLedger
-from services.challenge.adapters.tables import answers, scores
+from services.challenge.adapters.tables import answers, scores, tallies
 from services.challenge.domain import Answer, Challenge, Guess, Position, Segment, Status, Video
 from services.challenge.ports import ChallengeStore, GuessLedger
 from services.common.errors import Unavailable
@@ -148,6 +149,21 @@ async def test_a_move_from_another_status_changes_nothing(stores: Stores) -> Non
     assert await stores.challenges.get(challenge.id) == challenge
 
 
+async def test_of_moves_at_once_one_happens(stores: Stores) -> None:
+    for number in range(5):
+        challenge = a_challenge(number)
+        await stores.challenges.add(challenge, ANSWER)
+        await stores.challenges.move(challenge.id, Status.DRAFT, Status.PUBLISHING, START)
+        ends = [Status.PUBLISHED, Status.WITHDRAWN, Status.PUBLISHED, Status.DRAFT]
+        moved = await asyncio.gather(
+            *(stores.challenges.move(challenge.id, Status.PUBLISHING, end, START) for end in ends)
+        )
+        assert moved.count(True) == 1
+        now = await stores.challenges.get(challenge.id)
+        assert now is not None
+        assert now.status is ends[moved.index(True)]
+
+
 async def test_begun_publishings_are_found_until_they_end(stores: Stores) -> None:
     challenge = a_challenge(1)
     await stores.challenges.add(challenge, ANSWER)
@@ -259,3 +275,49 @@ async def test_the_file_of_sqlite_is_for_its_user_alone(tmp_path: Path) -> None:
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "new").iterdir()}
     await database.close()
     assert modes == dict.fromkeys(("challenge.db", "challenge.db-wal", "challenge.db-shm"), "0o600")
+
+
+async def test_no_lock_and_no_wait_for_a_connection_of_postgresql_is_endless(
+    postgres_server: PostgresServer,
+) -> None:
+    url = await postgres_server.migrated_database()
+    patient, impatient = open_database(url), open_database(url, Limits(2, 0.2, 0.2))
+    stores = sql_stores(patient)
+    challenge = await published(stores, 1, START)
+    locked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def lock(connection: AsyncConnection) -> None:
+        await connection.execute(select(tallies).with_for_update())
+        locked.set()
+        await go_on.wait()
+
+    holder = asyncio.create_task(patient.write(lock))
+    await locked.wait()
+    ledger = SqlGuessLedger(impatient)
+    waiting = [ledger.record(a_guess(challenge, f"player {number}", 1, points=10)) for number in range(5)]
+    refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [(type(error), getattr(error, "retry_after", None)) for error in refused] == [(Unavailable, 1.0)] * 5
+    go_on.set()
+    await holder
+    assert (await ledger.record(a_guess(challenge, "player 0", 1, points=10))).score_after == 10
+    assert await stores.guesses.tally(challenge.id) == [0, 1]
+    await patient.close()
+    await impatient.close()
+    postgres_server.test_ended()
+
+
+async def test_a_postgresql_that_takes_no_writes_any_more_is_left(postgres_server: PostgresServer) -> None:
+    database = open_database(url := await postgres_server.empty_database())
+    await migrate(database)
+    name = url.rpartition("/")[2]
+    stores = sql_stores(database)
+    await postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    demoted = open_database(url)
+    with pytest.raises(Unavailable):
+        await SqlChallengeStore(demoted).add(a_challenge(1), ANSWER)
+    await postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+    # The server says so to new connections alone.
+    assert await SqlChallengeStore(demoted).add(a_challenge(1), ANSWER) is None
+    assert await stores.challenges.get(a_challenge(1).id) == a_challenge(1)
+    await demoted.close()
+    await database.close()

@@ -68,7 +68,7 @@ class Client:
 @asynccontextmanager
 async def challenge(folder: Path, keys: KeyRing, settings: Mapping[str, object]) -> AsyncIterator[ServiceProcess]:
     """The process, begun."""
-    process = ServiceProcess("challenge", keys.settings() | IMPATIENT | settings, folder)
+    process = ServiceProcess("challenge", keys.settings() | IMPATIENT | dict(settings), folder)
     await process.start()
     try:
         yield process

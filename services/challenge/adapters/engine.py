@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 1.0
 """What a caller is told to wait while the database is away."""
-_READ_ONLY = "25006"
 _CLOSE_SECONDS = 10.0
 
 # At DEBUG these print statements' parameters and rows: lies and salts among them.
@@ -119,7 +118,7 @@ def _failures() -> Iterator[None]:
     except (PoolTimeout, OSError) as error:
         raise _away() from error
     except DBAPIError as error:
-        if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated or _demoted(error):
+        if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
             raise _away() from error
         # PostgreSQL quotes the offending row in its message: keep the kind alone, for the log.
         raise RuntimeError(f"the database refused a statement: {type(error.orig).__name__}") from None
@@ -127,11 +126,6 @@ def _failures() -> Iterator[None]:
 
 def _away() -> Unavailable:
     return Unavailable("the database does not answer", retry_after=RETRY_SECONDS)
-
-
-def _demoted(error: DBAPIError) -> bool:
-    """Whether the server takes no writes: another one took over, and connections find it when they are new."""
-    return getattr(error.orig, "sqlstate", None) == _READ_ONLY
 
 
 def cause(error: Unavailable) -> str:

@@ -18,10 +18,12 @@ from typing import Any
 import psycopg
 from psycopg import conninfo
 from sqlalchemy import Connection, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 # A connection is replaced after so long: after a failover, or behind a balancer, load comes back even.
 _RECYCLE_SECONDS = 1800
+_READ_ONLY = "25006"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
 # How a server that vanished without a word is noticed, within about 20 s (libpq's parameters).
 _KEEPALIVE = {
     "keepalives_idle": "10",
@@ -74,7 +76,14 @@ def make_engine(url: str, limits: Limits) -> AsyncEngine:
         connection.exec_driver_sql(bounds)
 
     event.listen(engine.sync_engine, "begin", begin)
+    event.listen(engine.sync_engine, "handle_error", _leave_if_demoted)
     return engine
+
+
+def _leave_if_demoted(context: ExceptionContext) -> None:
+    """A server that takes no writes any more is as good as gone: new connections find the one that took over."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def _parameters(url: str, limits: Limits) -> dict[str, Any]:
