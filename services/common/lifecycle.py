@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common import logging as log_lines
 from services.common import malloc, metrics
-from services.common.errors import ServiceError
+from services.common.errors import Cancelled, ServiceError
 from services.common.settings import CommonSettings
 
 S = TypeVar("S", bound=CommonSettings)
@@ -64,7 +64,7 @@ def run(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, *, 
 
 
 def run_once(work: Callable[[S], Coroutine[Any, Any, None]], settings: S, *, name: str) -> None:
-    """Runs what has an end by itself. Exits like :func:`run`."""
+    """Runs what has an end by itself. Exits like :func:`run`, and with 1 when it is told to stop before."""
     _run(_work, work, settings, name)
 
 
@@ -90,7 +90,10 @@ def _run(
 
 async def _work(work: Callable[[S], Coroutine[Any, Any, None]], settings: S, _name: str) -> None:
     _Told(asyncio.current_task())
-    await work(settings)
+    try:
+        await work(settings)
+    except asyncio.CancelledError:
+        raise Cancelled("told to stop before it was done") from None
 
 
 async def _main(build: Callable[[S], AbstractAsyncContextManager[App]], settings: S, name: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Mapping
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -65,6 +65,13 @@ class Client:
         await self._channel.close()
 
 
+def migrating(url: str) -> Awaitable[Process]:
+    """``mesh migrate``, begun."""
+    environment = {"TWOTRUTHS_CHALLENGE_DATABASE_URL": url, "PYTHONPATH": ":".join(sys.path)}
+    command = (sys.executable, "-m", "mesh", "migrate")
+    return asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environment)
+
+
 @asynccontextmanager
 async def challenge(folder: Path, keys: KeyRing, settings: Mapping[str, object]) -> AsyncIterator[ServiceProcess]:
     """The process, begun."""
@@ -78,11 +85,19 @@ async def challenge(folder: Path, keys: KeyRing, settings: Mapping[str, object])
 
 async def mesh_migrate(url: str) -> tuple[int | None, str]:
     """The exit status of ``mesh migrate``, and what it printed."""
-    environment = {"TWOTRUTHS_CHALLENGE_DATABASE_URL": url, "PYTHONPATH": ":".join(sys.path)}
-    command = (sys.executable, "-m", "mesh", "migrate")
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environment)
+    process = await migrating(url)
     out, err = await process.communicate()
     return process.returncode, out.decode() + err.decode()
+
+
+async def test_a_migration_that_is_told_to_stop_has_failed() -> None:
+    process = await migrating(f"postgresql://twotruths@{HOST}:9/game")
+    assert process.stderr is not None
+    assert b"waiting at most 30 s" in await process.stderr.readline()
+    process.terminate()
+    _, err = await process.communicate()
+    assert b"challenge stopped: told to stop before it was done" in err
+    assert process.returncode == 1
 
 
 async def test_a_service_waits_for_its_database_and_outlives_its_absence(
