@@ -44,8 +44,9 @@ def tables(connection: Connection) -> set[str]:
 
 async def test_replicas_that_migrate_at_once_make_the_tables_of_the_code(url: str, database: Database) -> None:
     others = [open_database(url) for _ in range(3)]
-    await asyncio.gather(*(migrations.migrate(each) for each in (database, *others)))
+    done = await asyncio.gather(*map(migrations.migrate, (database, *others)), return_exceptions=True)
     await asyncio.gather(*(each.close() for each in others))
+    assert done == [None] * 4
     assert await database.read(lambda connection: connection.run_sync(differences)) == []
     assert (await migrations.read(database)).missing == ()
 
