@@ -131,20 +131,14 @@ class PostgresServer:
             return await cursor.fetchall() if cursor.description else []
 
     def _start(self, program: str, *arguments: object) -> subprocess.Popen[bytes]:
-        command = [str(word) for word in (self._programs / "bin" / program, *arguments)]
-        user = _NOBODY if os.geteuid() == 0 else None
+        # setpriv (util-linux) and not Popen changes the user: Popen would fork, which crashes now and then in a
+        # process that has used gRPC. With it the server goes when this process does, also when that is killed.
+        nobody = ("--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups") if os.geteuid() == 0 else ()
+        bound = ("setpriv", *nobody, "--pdeathsig", "KILL") if nobody or shutil.which("setpriv") else ()
+        command = [str(word) for word in (*bound, self._programs / "bin" / program, *arguments)]
+        environment = {"PATH": "/usr/bin:/bin", "TZ": "UTC"}
         with (self._folder / "log").open("ab") as log:
-            return subprocess.Popen(
-                command,
-                cwd=self._folder,
-                stdout=log,
-                stderr=log,
-                user=user,
-                group=user,
-                extra_groups=None if user is None else [],
-                env={"PATH": "/usr/bin:/bin", "TZ": "UTC"},
-                start_new_session=True,
-            )
+            return subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log, env=environment)
 
     def _log(self) -> str:
         return (self._folder / "log").read_text()[-1000:]
