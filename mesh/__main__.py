@@ -1,4 +1,4 @@
-"""The command line: ``mesh up``, ``mesh demo``, ``mesh token``, ``mesh jobs``."""
+"""The command line: ``mesh up``, ``mesh demo``, ``mesh token``, ``mesh migrate``, ``mesh jobs``."""
 
 from __future__ import annotations
 
@@ -148,6 +148,19 @@ def token(
     except OSError as error:
         _fail(MeshError(f"no keys in {state / 'keys'}: {error.strerror}"))
     typer.echo(ring.player_token(user, scopes=scope or ALL_SCOPES))
+
+
+@app.command()
+def migrate(state: State = DEFAULT_STATE) -> None:
+    """Bring the challenge service's database up to date; say what was done; again, do nothing.
+
+    Which database is a setting of that service: TWOTRUTHS_CHALLENGE_DATABASE_URL, or without it the file in
+    TWOTRUTHS_DATA_DIR, or else of the mesh on --state. On PostgreSQL run it before a new version is rolled out;
+    any number at once take turns. On SQLite the service does it itself.
+    """
+    command = [sys.executable, "-m", "services.challenge", "migrate"]
+    # In this one's place: signals and the exit status are its own.
+    os.execve(command[0], command, {"TWOTRUTHS_DATA_DIR": str(state / "data"), **os.environ})  # noqa: S606
 
 
 @jobs.command("dead")

@@ -1,4 +1,4 @@
-"""Fixtures of all rooms: a real broker, a real S3 server and development keys."""
+"""Fixtures of all rooms: a real broker, a real S3 server, a real PostgreSQL and development keys."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from services.common.adapters.jetstream import connect
 from services.common.adapters.s3_bucket import S3Bucket, open_bucket
 from services.common.keys import KeyRing
 from services.common.settings import CommonSettings
+from tests.postgres import new_database, own_postgres_server, postgres_server  # noqa: F401  fixtures of all rooms
 
 hypothesis.settings.register_profile("anywhere", deadline=None)  # a busy machine is slow: that is no failure
 hypothesis.settings.load_profile("anywhere")

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common import logging as log_lines
 from services.common import malloc, metrics
-from services.common.errors import ServiceError
+from services.common.errors import Cancelled, ServiceError
 from services.common.settings import CommonSettings
 
 S = TypeVar("S", bound=CommonSettings)
@@ -63,10 +63,19 @@ def run(
 ) -> None:
     """Runs a process until it is told to stop. Exits with 1 and one clear line when it cannot start or go on.
     ``traced``: whether it does anything that traces are of."""
+    _run(_main(build, settings, name, traced=traced), settings, name)
+
+
+def run_once(work: Callable[[S], Coroutine[Any, Any, None]], settings: S, *, name: str) -> None:
+    """Runs what has an end by itself. Exits like :func:`run`, and with 1 when it is told to stop before."""
+    _run(_work(work, settings), settings, name)
+
+
+def _run(main: Coroutine[Any, Any, None], settings: CommonSettings, name: str) -> None:
     log_lines.configure(settings, name)
     malloc.tune()
     try:
-        asyncio.run(_main(build, settings, name, traced=traced))
+        asyncio.run(main)
     except (OSError, ValueError, ServiceError) as error:
         log.critical("%s stopped: %s", name, error)
         sys.exit(1)
@@ -78,6 +87,14 @@ def run(
         sys.exit(1)
     except asyncio.CancelledError:
         log.info("%s was told to stop while it started", name)
+
+
+async def _work(work: Callable[[S], Coroutine[Any, Any, None]], settings: S) -> None:
+    _Told(asyncio.current_task())
+    try:
+        await work(settings)
+    except asyncio.CancelledError:
+        raise Cancelled("told to stop before it was done") from None
 
 
 async def _main(

@@ -37,6 +37,11 @@ _SERVER_OPTIONS = (
 )
 
 
+ALIVE = "alive"
+"""What health checks ask for to learn whether the process lives: true from start to stop, also while calls are not
+welcome because it drains or something else is away. A restart would help neither."""
+
+
 class GrpcServer:
     """A server at ``listen`` ("127.0.0.1:50051"; port 0 picks a free one), with TLS if the settings have
     certificates, and one for operators beside it if they have an address for that.
@@ -61,6 +66,7 @@ class GrpcServer:
         self._reflection = settings.reflection
         self._services: list[str] = []
         self._traits: list[str] = []
+        self._welcome, self._able = False, True
         self._scopes: dict[str, str] = {}
         self._interceptor = ServiceInterceptor(name, verifier, self._scopes, deserializers or {})
         metering = [] if registry is None else [MeteringInterceptor(RpcMetrics(registry))]
@@ -82,8 +88,8 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Listens; :attr:`port` tells where. Not serving until :meth:`set_serving`. Raises OSError."""
-        for service in ("", *self._services, *self._traits):
-            await self._set(service, serving=False)
+        await self._tell()
+        await self._set(ALIVE, serving=True)
         if self._reflection:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
@@ -102,8 +108,18 @@ class GrpcServer:
 
     async def set_serving(self, ok: bool) -> None:
         """Tells health checks, of the server and of each service, whether calls are welcome."""
+        self._welcome = ok
+        await self._tell()
+
+    async def set_able(self, ok: bool) -> None:
+        """Tells whether what most calls need is there; while it is not, health checks hear that calls are not
+        welcome."""
+        self._able = ok
+        await self._tell()
+
+    async def _tell(self) -> None:
         for service in ("", *self._services, *self._traits):
-            await self._set(service, serving=ok)
+            await self._set(service, serving=self._welcome and self._able)
 
     async def _set(self, service: str, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse

@@ -1,10 +1,8 @@
-"""What every challenge store and guess ledger does: in memory, on SQLite, and on the PostgreSQL that
-TWOTRUTHS_TEST_POSTGRES_URL names, if it is set (its tables are dropped)."""
+"""What every challenge store and guess ledger does: in memory, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -12,23 +10,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.challenge.adapters.engine import open_database
+from services.challenge.adapters.engine import Database, open_database
 from services.challenge.adapters.memory import MemoryChallengeStore, MemoryGuessLedger
 from services.challenge.adapters.migrations import migrate
+from services.challenge.adapters.postgres import Limits
 from services.challenge.adapters.sql import SqlChallengeStore, SqlGuessLedger
-from services.challenge.adapters.tables import answers, metadata, scores
+from services.challenge.adapters.tables import answers, scores, tallies
 from services.challenge.domain import Answer, Challenge, Guess, Position, Segment, Status, Video
 from services.challenge.ports import ChallengeStore, GuessLedger
 from services.common.errors import Unavailable
+from tests.postgres import DATABASES, NewDatabase, PostgresServer, databases
 
-POSTGRES = os.environ.get("TWOTRUTHS_TEST_POSTGRES_URL", "")
-DATABASES = ["sqlite", *(["postgres"] if POSTGRES else [])]
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
@@ -38,32 +34,38 @@ class Stores:
     guesses: GuessLedger
 
 
-async def fresh_url(kind: str, folder: Path) -> str:
-    if kind == "sqlite":
-        return f"sqlite+aiosqlite:///{folder / 'new' / 'challenge.db'}"
-    database = open_database(POSTGRES)
-    await database.write(lambda connection: connection.run_sync(metadata.drop_all))
-    await database.write(lambda connection: connection.execute(text("DROP TABLE IF EXISTS alembic_version")))
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'new' / 'challenge.db'}"
+
+
+@pytest.fixture
+async def url(new_database: NewDatabase) -> str:
+    return await new_database()
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    database = open_database(url)
+    yield database
     await database.close()
-    return POSTGRES
-
-
-@pytest.fixture(params=DATABASES)
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return await fresh_url(request.param, tmp_path)
 
 
 @pytest.fixture(params=["memory", *DATABASES])
-async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
+async def stores(
+    request: pytest.FixtureRequest, tmp_path: Path, postgres_server: PostgresServer
+) -> AsyncIterator[Stores]:
     if request.param == "memory":
         challenges = MemoryChallengeStore()
         yield Stores(challenges, MemoryGuessLedger(challenges))
         return
-    url = await fresh_url(request.param, tmp_path)
-    await migrate(url)
-    database = open_database(url)
-    yield Stores(SqlChallengeStore(database), SqlGuessLedger(database))
+    database = open_database(await databases(request.param, tmp_path, postgres_server)())
+    yield sql_stores(database)
     await database.close()
+    postgres_server.test_ended()
+
+
+def sql_stores(database: Database) -> Stores:
+    return Stores(SqlChallengeStore(database), SqlGuessLedger(database))
 
 
 def a_challenge(number: int = 0, *, video_id: str = "", creator: str = "alice") -> Challenge:
@@ -147,6 +149,21 @@ async def test_a_move_from_another_status_changes_nothing(stores: Stores) -> Non
     assert await stores.challenges.get(challenge.id) == challenge
 
 
+async def test_of_moves_at_once_one_happens(stores: Stores) -> None:
+    for number in range(5):
+        challenge = a_challenge(number)
+        await stores.challenges.add(challenge, ANSWER)
+        await stores.challenges.move(challenge.id, Status.DRAFT, Status.PUBLISHING, START)
+        ends = [Status.PUBLISHED, Status.WITHDRAWN, Status.PUBLISHED, Status.DRAFT]
+        moved = await asyncio.gather(
+            *(stores.challenges.move(challenge.id, Status.PUBLISHING, end, START) for end in ends)
+        )
+        assert moved.count(True) == 1
+        now = await stores.challenges.get(challenge.id)
+        assert now is not None
+        assert now.status is ends[moved.index(True)]
+
+
 async def test_begun_publishings_are_found_until_they_end(stores: Stores) -> None:
     challenge = a_challenge(1)
     await stores.challenges.add(challenge, ANSWER)
@@ -202,23 +219,8 @@ async def test_first_guesses_of_a_player_on_many_challenges_at_once_all_count(st
     assert sorted(guess.score_after for guess in counted) == [10, 20, 30, 40]
 
 
-def _differences(connection: Connection) -> object:
-    return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
-
-
-async def test_the_migrations_make_the_tables_of_the_code(url: str) -> None:
-    await asyncio.gather(migrate(url), migrate(url))
-    await migrate(url)
-    database = open_database(url)
-    differences = await database.read(lambda connection: connection.run_sync(_differences))
-    await database.close()
-    assert differences == []
-
-
-async def test_a_cancelled_guess_is_whole_or_absent_and_harms_nothing(url: str) -> None:
-    await migrate(url)
-    database = open_database(url)
-    stores = Stores(SqlChallengeStore(database), SqlGuessLedger(database))
+async def test_a_cancelled_guess_is_whole_or_absent_and_harms_nothing(database: Database) -> None:
+    stores = sql_stores(database)
     challenge = await published(stores, 1, START)
     for number in range(12):
         task = asyncio.create_task(stores.guesses.record(a_guess(challenge, f"player {number}", 1, points=10)))
@@ -230,11 +232,9 @@ async def test_a_cancelled_guess_is_whole_or_absent_and_harms_nothing(url: str) 
     counted = await asyncio.gather(*(stores.guesses.record(a_guess(challenge, p, 1, points=10)) for p in players))
     assert [guess.score_after for guess in counted] == [10] * 12
     assert await stores.guesses.tally(challenge.id) == [0, 12]
-    await database.close()
 
 
 async def test_a_transaction_whose_caller_gave_up_is_still_committed(url: str) -> None:
-    await migrate(url)
     database = open_database(url)
     begun, go_on = asyncio.Event(), asyncio.Event()
 
@@ -256,25 +256,68 @@ async def test_a_transaction_whose_caller_gave_up_is_still_committed(url: str) -
 
 
 async def test_a_database_without_its_tables_is_unavailable(tmp_path: Path) -> None:
-    database = open_database(await fresh_url("sqlite", tmp_path))
+    database = open_database(sqlite_url(tmp_path))
     with pytest.raises(Unavailable):
         await SqlChallengeStore(database).get(str(uuid.uuid4()))
     await database.close()
 
 
-async def test_an_answer_needs_its_challenge(url: str) -> None:
-    await migrate(url)
-    database = open_database(url)
+async def test_an_answer_needs_its_challenge(database: Database) -> None:
     orphan = insert(answers).values(challenge_id=str(uuid.uuid4()), lie_statement_index=1, salt="5" * 64)
     with pytest.raises(IntegrityError):
         await database.write(lambda connection: connection.execute(orphan))
-    await database.close()
 
 
 async def test_the_file_of_sqlite_is_for_its_user_alone(tmp_path: Path) -> None:
-    await migrate(await fresh_url("sqlite", tmp_path))
-    database = open_database(await fresh_url("sqlite", tmp_path))
+    database = open_database(sqlite_url(tmp_path))
+    await migrate(database)
     await database.write(lambda connection: connection.execute(insert(scores).values(player="bob", score=7)))
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "new").iterdir()}
     await database.close()
     assert modes == dict.fromkeys(("challenge.db", "challenge.db-wal", "challenge.db-shm"), "0o600")
+
+
+async def test_no_lock_and_no_wait_for_a_connection_of_postgresql_is_endless(
+    postgres_server: PostgresServer,
+) -> None:
+    url = await postgres_server.migrated_database()
+    patient, impatient = open_database(url), open_database(url, Limits(2, 0.2, 0.2))
+    stores = sql_stores(patient)
+    challenge = await published(stores, 1, START)
+    locked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def lock(connection: AsyncConnection) -> None:
+        await connection.execute(select(tallies).with_for_update())
+        locked.set()
+        await go_on.wait()
+
+    holder = asyncio.create_task(patient.write(lock))
+    await locked.wait()
+    ledger = SqlGuessLedger(impatient)
+    waiting = [ledger.record(a_guess(challenge, f"player {number}", 1, points=10)) for number in range(5)]
+    refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [(type(error), getattr(error, "retry_after", None)) for error in refused] == [(Unavailable, 1.0)] * 5
+    go_on.set()
+    await holder
+    assert (await ledger.record(a_guess(challenge, "player 0", 1, points=10))).score_after == 10
+    assert await stores.guesses.tally(challenge.id) == [0, 1]
+    await patient.close()
+    await impatient.close()
+    postgres_server.test_ended()
+
+
+async def test_a_postgresql_that_takes_no_writes_any_more_is_left(postgres_server: PostgresServer) -> None:
+    database = open_database(url := await postgres_server.empty_database())
+    await migrate(database)
+    name = url.rpartition("/")[2]
+    stores = sql_stores(database)
+    await postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    demoted = open_database(url)
+    with pytest.raises(Unavailable):
+        await SqlChallengeStore(demoted).add(a_challenge(1), ANSWER)
+    await postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+    # The server says so to new connections alone.
+    assert await SqlChallengeStore(demoted).add(a_challenge(1), ANSWER) is None
+    assert await stores.challenges.get(a_challenge(1).id) == a_challenge(1)
+    await demoted.close()
+    await database.close()

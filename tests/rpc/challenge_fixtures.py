@@ -1,4 +1,4 @@
-"""A real challenge server over SQLite, and a real server of videos in place of merge."""
+"""A real challenge server over a real database, and a real server of videos in place of merge."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
+from pydantic import SecretStr
 
 from services.challenge import wiring
 from services.challenge.config import ChallengeSettings
@@ -200,10 +200,13 @@ def create_request(
 
 
 @asynccontextmanager
-async def open_house(folder: Path, keys: KeyRing, **overrides: Any) -> AsyncIterator[House]:
-    """A house whose database is in ``folder``; opened again, it goes on with what is there."""
+async def open_house(url: str, keys: KeyRing, **overrides: Any) -> AsyncIterator[House]:
+    """A house whose database is at ``url``; opened again, it goes on with what is there."""
     settings = ChallengeSettings(
-        challenge_listen="127.0.0.1:0", data_dir=folder, challenge_reconcile_seconds=0.02, **keys.settings()
+        challenge_listen="127.0.0.1:0",
+        challenge_database_url=SecretStr(url),
+        challenge_reconcile_seconds=0.02,
+        **keys.settings(),
     )
     videos = FakeVideoService()
     verifier = TokenVerifier.from_settings(settings, service="merge")

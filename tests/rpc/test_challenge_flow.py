@@ -1,16 +1,16 @@
-"""Challenges from draft to guess, over real servers and a database file."""
+"""Challenges from draft to guess, over real servers and databases."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from services.common.errors import FailedPrecondition, NotFound, ServiceError, Unavailable
 from services.common.keys import KeyRing
+from tests.postgres import NewDatabase
 from tests.rpc.challenge_fixtures import AWAY, House, Ticks, create_request, open_house
 from twotruths.challenge.v1 import challenge_pb2
 from twotruths.challenge.v1 import challenge_service_pb2 as pb
@@ -18,8 +18,8 @@ from twotruths.merge.v1 import video_pb2
 
 
 @pytest.fixture
-async def house(tmp_path: Path, keys: KeyRing) -> AsyncIterator[House]:
-    async with open_house(tmp_path, keys, clock=Ticks()) as house:
+async def house(new_database: NewDatabase, keys: KeyRing) -> AsyncIterator[House]:
+    async with open_house(await new_database(), keys, clock=Ticks()) as house:
         yield house
 
 
@@ -117,9 +117,10 @@ async def test_ids_in_capitals_name_the_same_things(house: House) -> None:
 
 
 async def test_a_publishing_that_was_begun_survives_a_restart_and_is_finished(
-    tmp_path: Path, keys: KeyRing
+    new_database: NewDatabase, keys: KeyRing
 ) -> None:
-    async with open_house(tmp_path, keys) as house:
+    url = await new_database()
+    async with open_house(url, keys) as house:
         id_ = await house.draft("alice")
         videos = house.videos.videos
         house.videos.failure = AWAY
@@ -128,7 +129,7 @@ async def test_a_publishing_that_was_begun_survives_a_restart_and_is_finished(
         get = pb.GetChallengeRequest(challenge_id=id_)
         draft = (await house.call("GetChallenge", get, "alice")).challenge
         assert draft.status == challenge_pb2.CHALLENGE_STATUS_DRAFT
-    async with open_house(tmp_path, keys) as house:
+    async with open_house(url, keys) as house:
         house.videos.videos = videos
         loops = [asyncio.create_task(loop()) for loop in house.app.background]
         async with asyncio.timeout(10):

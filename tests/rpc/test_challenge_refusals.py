@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import grpc
 import pytest
@@ -14,6 +13,7 @@ from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.common.scopes import scope_of
 from services.common.status import INTERNAL_TEXT, from_rpc_error
+from tests.postgres import NewDatabase
 from tests.rpc.challenge_fixtures import AWAY, House, create_request, open_house
 from twotruths.challenge.v1 import challenge_service_pb2 as pb
 from twotruths.challenge.v1 import moderation_service_pb2
@@ -24,8 +24,8 @@ MISMATCH = "SEGMENTS_MISMATCH"
 
 
 @pytest.fixture
-async def house(tmp_path: Path, keys: KeyRing) -> AsyncIterator[House]:
-    async with open_house(tmp_path, keys) as house:
+async def house(new_database: NewDatabase, keys: KeyRing) -> AsyncIterator[House]:
+    async with open_house(await new_database(), keys) as house:
         yield house
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.challenge.domain import Answer, commitment
 from services.common.keys import KeyRing
+from tests.postgres import NewDatabase
 from tests.rpc.challenge_fixtures import Call, House, Ids, Ticks, create_request, open_house
 from twotruths.challenge.v1 import challenge_service_pb2 as pb
 
@@ -57,9 +57,9 @@ class Secret:
         return call
 
 
-async def story(folder: Path, keys: KeyRing, lie: int, tokens: dict[str, str]) -> list[list[Call]]:
+async def story(url: str, keys: KeyRing, lie: int, tokens: dict[str, str]) -> list[list[Call]]:
     """What bob sees of a draft, once it is published, after others guessed, and after another challenge."""
-    async with open_house(folder, keys, clock=Ticks(), new_id=Ids(), new_salt=lambda: SALT) as house:
+    async with open_house(url, keys, clock=Ticks(), new_id=Ids(), new_salt=lambda: SALT) as house:
         house._tokens = tokens
         secret = Secret(house, lie)
         await secret.create()
@@ -82,10 +82,10 @@ async def story(folder: Path, keys: KeyRing, lie: int, tokens: dict[str, str]) -
 
 
 async def test_challenges_that_differ_only_in_the_lie_answer_byte_for_byte_alike(
-    tmp_path: Path, keys: KeyRing
+    new_database: NewDatabase, keys: KeyRing
 ) -> None:
     tokens: dict[str, str] = {}
-    stories = [await story(tmp_path / str(lie), keys, lie, tokens) for lie in range(3)]
+    stories = [await story(await new_database(), keys, lie, tokens) for lie in range(3)]
     assert stories[0] == stories[1] == stories[2]
     published = stories[0][1]
     assert [call.error[:24] for call in published[:5]] == [""] * 5
@@ -94,8 +94,8 @@ async def test_challenges_that_differ_only_in_the_lie_answer_byte_for_byte_alike
     assert SALT.encode() not in b"".join(call.answer for view in stories[0] for call in view)
 
 
-async def test_an_answer_differs_for_who_has_guessed(tmp_path: Path, keys: KeyRing) -> None:
-    async with open_house(tmp_path, keys, new_salt=lambda: SALT) as house:
+async def test_an_answer_differs_for_who_has_guessed(new_database: NewDatabase, keys: KeyRing) -> None:
+    async with open_house(await new_database(), keys, new_salt=lambda: SALT) as house:
         secret = Secret(house, 1)
         await secret.create()
         await house.call("PublishChallenge", pb.PublishChallengeRequest(challenge_id=secret.id), "alice")
@@ -107,7 +107,7 @@ async def test_an_answer_differs_for_who_has_guessed(tmp_path: Path, keys: KeyRi
 
 
 async def test_no_log_tells_the_lie_or_the_salt_even_at_debug(
-    tmp_path: Path, keys: KeyRing, caplog: pytest.LogCaptureFixture
+    new_database: NewDatabase, keys: KeyRing, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Lines are compared, times apart, between a lie and another, and searched for the salt."""
     caplog.set_level(logging.DEBUG)
@@ -118,7 +118,7 @@ async def test_no_log_tells_the_lie_or_the_salt_even_at_debug(
     try:
         for lie in (0, 1):
             caplog.clear()
-            async with open_house(tmp_path / str(lie), keys, new_id=Ids(), new_salt=lambda: SALT) as house:
+            async with open_house(await new_database(), keys, new_id=Ids(), new_salt=lambda: SALT) as house:
                 secret = Secret(house, lie)
                 await secret.create()
                 await secret.seen("bob")
@@ -134,4 +134,4 @@ async def test_no_log_tells_the_lie_or_the_salt_even_at_debug(
     assert told[0] == told[1]
     assert told[0]
     names = {record.name for record in caplog.records}
-    assert not names & {"aiosqlite", "sqlalchemy.engine.Engine"}  # these print rows and parameters
+    assert not names & {"aiosqlite", "psycopg", "sqlalchemy.engine.Engine"}  # these print rows and parameters

@@ -74,7 +74,7 @@ def test_one_of_each_has_plain_names_and_nothing_of_a_cluster(tmp_path: Path) ->
     planned = topology.plan(Options(tmp_path, 1, free_ports=True), StateDirectory(tmp_path))
     names = ["nats", "upload", "merge", "challenge", "worker-1", "gateway"]
     assert [spec.name for spec in planned.specs] == names
-    assert set(planned.ports) == set(names)
+    assert set(planned.ports) == {*names, *(f"{name}-metrics" for name in names if name != "nats")}
     environment = planned.specs[-1].environment
     assert environment["TWOTRUTHS_UPLOAD_TARGET"] == f"dns:///127.0.0.1:{planned.ports['upload']}"
     assert "TWOTRUTHS_NATS_REPLICAS" not in environment

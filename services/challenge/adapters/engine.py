@@ -1,33 +1,35 @@
-"""Connections to the database: SQLite (WAL) or PostgreSQL, by URL.
-
-On SQLite a transaction that will write begins IMMEDIATE: it waits for its turn at the start, up to the busy
-timeout, instead of failing half-way because its snapshot is old. Readers never wait for writers (WAL).
-"""
+"""Transactions on the database, SQLite or PostgreSQL, by URL: how long they run and what their failures mean."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.challenge.adapters import postgres, sqlite
+from services.challenge.adapters.postgres import Limits
 from services.common.errors import Unavailable
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT_SECONDS = 10
-_WRITES = "twotruths_writes"
+RETRY_SECONDS = 1.0
+"""What a caller is told to wait while the database is away."""
+_CLOSE_SECONDS = 10.0
 
 # At DEBUG these print statements' parameters and rows: lies and salts among them.
-_TELLTALES = {"aiosqlite": logging.INFO, "sqlalchemy.engine": logging.WARNING}
+_TELLTALES = {
+    "aiosqlite": logging.INFO,
+    "sqlalchemy.engine": logging.WARNING,
+    "sqlalchemy.pool": logging.ERROR,  # a broken connection is told once, by the watch over the database
+    "psycopg": logging.ERROR,
+}
 
 
 class Database:
@@ -41,24 +43,45 @@ class Database:
         self._engine = engine
         self._running: set[asyncio.Task[Any]] = set()
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes on other machines may use it: a server's, not a file."""
+        return self._engine.dialect.name != "sqlite"
+
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """What ``work`` answers, in a transaction that writes nothing. Raises Unavailable."""
         return await self._run(self._engine, work)
 
     async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """What ``work`` answers, in a transaction that is committed unless it raises. Raises Unavailable;
-        IntegrityError passes."""
-        return await self._run(self._engine.execution_options(**{_WRITES: True}), work)
+        """What ``work`` answers, in a transaction that is committed unless it raises. Raises Unavailable (then
+        it may be committed all the same); IntegrityError passes."""
+        return await self._run(self._engine.execution_options(**{sqlite.WRITES: True}), work)
+
+    async def ask(self) -> None:
+        """Returns when it answers. Raises Unavailable that says why, for the operator."""
+        try:
+            await self.read(lambda connection: connection.execute(select(1)))
+        except Unavailable as error:
+            raise Unavailable(f"{error.message}: {cause(error)}") from error
 
     async def _run(self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         task = asyncio.create_task(_transaction(engine, work))
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have given up: nobody else asks for it
+
     async def close(self) -> None:
-        """Ends the running transactions and closes the connections."""
-        await asyncio.gather(*self._running, return_exceptions=True)
+        """Ends the running transactions, those at once that a silent server holds up, and closes the
+        connections."""
+        if self._running:
+            _, stuck = await asyncio.wait(self._running, timeout=_CLOSE_SECONDS)
+            for task in stuck:
+                task.cancel()
         await self._engine.dispose()
 
 
@@ -68,48 +91,22 @@ async def _transaction(engine: AsyncEngine, work: Callable[[AsyncConnection], Aw
             return await work(connection)
 
 
-def open_database(url: str) -> Database:
+def open_database(url: str, limits: Limits = postgres.DEFAULT_LIMITS) -> Database:
     """A database whose connections open on demand; nothing is connected yet. SQLite's file is made.
 
-    ``url``: ``sqlite+aiosqlite:///<file>`` or ``postgresql+asyncpg://…``. Raises sqlalchemy.exc.ArgumentError.
+    ``url``: ``postgresql://…`` (:mod:`services.challenge.adapters.postgres`) or ``sqlite:///<file>``; a driver
+    in the scheme (``postgresql+psycopg``) is ignored. ``limits`` are for PostgreSQL. Raises ValueError, whose
+    text quotes nothing of the URL.
     """
     for name, level in _TELLTALES.items():
         logging.getLogger(name).setLevel(level)
-    parsed = make_url(url)
-    # hide_parameters: the text of an exception shows no values either.
-    if parsed.get_backend_name() != "sqlite":
-        return Database(create_async_engine(parsed, hide_parameters=True, pool_pre_ping=True))
-    _make_file(parsed)
-    engine = create_async_engine(parsed, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    event.listen(engine.sync_engine, "begin", _begin_sqlite)
-    return Database(engine)
-
-
-def _make_file(url: URL) -> None:
-    """Makes the file for this user alone (it holds the lies) before SQLite would for everyone; what SQLite
-    puts beside it gets the same mode."""
-    if not url.database or url.database.startswith((":", "file:")):
-        return
-    file = Path(url.database)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
-        file.touch(0o600)
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins no transactions: _begin_sqlite does
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys = ON")
-    # Kept in the file. The switch does not wait for locks: if it is refused, someone else is switching now.
-    with suppress(sqlite3.OperationalError):
-        cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    scheme, separator, rest = url.partition("://")
+    kind = scheme.partition("+")[0]
+    if separator and kind == "sqlite":
+        return Database(sqlite.make_engine(f"sqlite+aiosqlite://{rest}"))
+    if separator and kind in {"postgresql", "postgres"}:
+        return Database(postgres.make_engine(f"postgresql://{rest}", limits))
+    raise ValueError("TWOTRUTHS_CHALLENGE_DATABASE_URL must begin with postgresql:// or sqlite:///")
 
 
 @contextmanager
@@ -119,9 +116,22 @@ def _failures() -> Iterator[None]:
     except IntegrityError:
         raise
     except (PoolTimeout, OSError) as error:
-        raise Unavailable("the database does not answer") from error
+        raise _away() from error
     except DBAPIError as error:
         if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
-            raise Unavailable("the database does not answer") from error
+            raise _away() from error
         # PostgreSQL quotes the offending row in its message: keep the kind alone, for the log.
         raise RuntimeError(f"the database refused a statement: {type(error.orig).__name__}") from None
+
+
+def _away() -> Unavailable:
+    return Unavailable("the database does not answer", retry_after=RETRY_SECONDS)
+
+
+def cause(error: Unavailable) -> str:
+    """Why, for the operator: the first line of what the driver said. It names hosts and users, never passwords."""
+    source: BaseException | None = error.__cause__
+    if isinstance(source, DBAPIError) and source.orig is not None:
+        source = source.orig
+    first, *_ = str(source or "").strip().splitlines() or [""]
+    return first or type(source).__name__

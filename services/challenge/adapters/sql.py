@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, Update, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, insert, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -59,8 +59,9 @@ class SqlChallengeStore:
         at, id_ = challenges.c.published_at, challenges.c.id
         query = select(challenges).where(challenges.c.status == Status.PUBLISHED.value)
         if after is not None:
-            tie = and_(at == after.published_at, id_ < after.challenge_id)
-            query = query.where(or_(at < after.published_at, tie))
+            # One comparison of two values, which the index answers from that place on.
+            place = tuple_(literal(after.published_at, at.type), literal(after.challenge_id, id_.type))
+            query = query.where(tuple_(at, id_) < place)
         return await self._all(query.order_by(at.desc(), id_.desc()).limit(limit))
 
     async def publishing(self) -> Sequence[Challenge]:

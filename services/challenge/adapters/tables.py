@@ -22,7 +22,7 @@ from sqlalchemy import (
     String,
     Table,
 )
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -43,6 +43,11 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+def _key(length: int | None = None) -> TypeEngine[str]:
+    """Text that is compared by byte, whatever the locale: as SQLite does."""
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -55,13 +60,13 @@ metadata = MetaData(
 challenges = Table(
     "challenges",
     metadata,
-    Column("id", String(36), primary_key=True),
+    Column("id", _key(36), primary_key=True),
     Column("creator", String, nullable=False),
     Column("title", String, nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("video_id", String(36), nullable=False),
+    Column("status", _key(16), nullable=False),
+    Column("video_id", _key(36), nullable=False),
     # video_id while the challenge is live, NULL afterwards: unique, and NULLs never collide.
-    Column("live_video_id", String(36), unique=True),
+    Column("live_video_id", _key(36), unique=True),
     Column("total_duration", Double, nullable=False),
     Column("segments", JSON, nullable=False),
     Column("compression_applied", Boolean, nullable=False),
@@ -74,7 +79,7 @@ challenges = Table(
 answers = Table(
     "answers",
     metadata,
-    Column("challenge_id", ForeignKey(challenges.c.id), primary_key=True),
+    Column("challenge_id", _key(36), ForeignKey(challenges.c.id), primary_key=True),
     Column("lie_statement_index", Integer, nullable=False),
     Column("salt", String(64), nullable=False),
 )
@@ -82,8 +87,8 @@ answers = Table(
 guesses = Table(
     "guesses",
     metadata,
-    Column("challenge_id", ForeignKey(challenges.c.id), primary_key=True),
-    Column("player", String, primary_key=True),
+    Column("challenge_id", _key(36), ForeignKey(challenges.c.id), primary_key=True),
+    Column("player", _key(), primary_key=True),
     Column("statement_index", Integer, nullable=False),
     Column("correct", Boolean, nullable=False),
     Column("points", Integer, nullable=False),
@@ -94,7 +99,7 @@ guesses = Table(
 tallies = Table(
     "tallies",
     metadata,
-    Column("challenge_id", ForeignKey(challenges.c.id), primary_key=True),
+    Column("challenge_id", _key(36), ForeignKey(challenges.c.id), primary_key=True),
     Column("statement_index", Integer, primary_key=True, autoincrement=False),
     Column("guesses", BigInteger, nullable=False),
 )
@@ -102,6 +107,6 @@ tallies = Table(
 scores = Table(
     "scores",
     metadata,
-    Column("player", String, primary_key=True),
+    Column("player", _key(), primary_key=True),
     Column("score", BigInteger, nullable=False),
 )
