@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-SOURCES := services mesh tests bench hatch_build.py
+SOURCES := services mesh tests bench deploy hatch_build.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-system bench bench-deps check protos format lock breaking clean
+.PHONY: help setup demo up test test-system k8s images bench bench-deps check protos format lock breaking clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test: $(STAMP) ## all tests that need nothing but PyPI
 test-system: $(STAMP) ## real clients, the virus scanner, Chromium and a hundred kills; installs Debian and npm packages (root)
 	@tests/system/packages.sh
 	CHAOS=full $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system tests/chaos
+
+k8s: $(STAMP) ## render every overlay of k8s/, validate it and test what no schema knows; needs kubectl 1.27 or newer
+	@$(BIN)/python -m deploy.manifests
+	@$(BIN)/python -m pytest -q tests/system/test_manifests.py
 
 bench-deps: $(STAMP) ## install what is measured against: @tus/server (npm), tuspyserver (PyPI), ffmpeg, nginx, wrk (Debian)
 	cd bench/peers && npm ci --silent --no-audit --no-fund
