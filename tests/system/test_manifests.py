@@ -223,6 +223,10 @@ def test_what_is_named_is_there_or_promised(overlay: Overlay) -> None:
     made = {f"{m['kind']} {m['metadata']['name']}" for m in overlay.manifests}
     named = set(_references([pod for _, pod in overlay.pods()]))
     assert named - made == PROMISED[overlay.name]
+    guide = (REPOSITORY / "docs" / "deploy.md").read_text()
+    for name in named - made:
+        wanted = name.replace("Secret ", "secret generic ").replace("ConfigMap ", "configmap ")
+        assert f"create {wanted} " in guide
 
 
 def test_the_broker_is_three_servers_that_lose_nothing(overlay: Overlay, tmp_path: Path) -> None:
