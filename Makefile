@@ -4,13 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
-SOURCES := services mesh tests bench hatch_build.py
+SOURCES := services mesh tests bench deploy hatch_build.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-system bench bench-deps check protos format lock breaking clean
+.PHONY: help setup demo up test test-system k8s images bench bench-deps check protos format lock breaking clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## install everything into .venv (the others do it by themselves)
 
@@ -26,6 +26,13 @@ test: $(STAMP) ## all tests that need nothing but PyPI
 test-system: $(STAMP) ## real clients, the virus scanner, Chromium and a hundred kills; installs Debian and npm packages (root)
 	@tests/system/packages.sh
 	CHAOS=full $(BIN)/python -m pytest -n 2 --dist loadgroup tests/system tests/chaos
+
+k8s: $(STAMP) ## render every overlay of k8s/, validate it and test what no schema knows; needs kubectl 1.27 or newer
+	@$(BIN)/python -m deploy.manifests
+	@$(BIN)/python -m pytest -q tests/system/test_manifests.py
+
+images: $(STAMP) ## build the images and play a game on them: with Docker, or buildah and mmdebstrap from Debian (root)
+	@$(BIN)/python -m deploy.images
 
 bench-deps: $(STAMP) ## install what is measured against: @tus/server (npm), tuspyserver (PyPI), ffmpeg, nginx, wrk (Debian)
 	cd bench/peers && npm ci --silent --no-audit --no-fund
@@ -63,6 +70,8 @@ lock: $(STAMP) ## resolve the dependencies anew and pin them with hashes
 	  --extra local --extra dev pyproject.toml --output-file requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --constraints requirements/dev.txt pyproject.toml --output-file requirements/runtime.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --constraints requirements/dev.txt --group build --output-file requirements/build.txt
 
 clean: ## remove what was made here (not .mesh, where a mesh keeps its data)
 	rm -rf $(VENV) gen dist

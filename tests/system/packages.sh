@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the system tests need and PyPI has not: Debian's clamav-daemon, Chromium, Node.js with npm, and the npm
-# packages of package-lock.json. What is there already is left alone; otherwise it has to be root, on Debian or Ubuntu.
+# Installs what the system tests need and PyPI has not: Debian's clamav-daemon, Chromium, kubectl, Node.js with npm,
+# buildah and mmdebstrap where no Docker answers, and the npm packages of package-lock.json. What is there already is
+# left alone; otherwise it has to be root, on Debian or Ubuntu.
 set -euo pipefail
 cd "$(dirname "$0")"
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" # clamd is there, and not on everyone's PATH
@@ -16,6 +17,10 @@ command -v clamd >/dev/null || missing+=(clamav-daemon)
 command -v chromium >/dev/null || missing+=(chromium)
 command -v node >/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)
+docker info >/dev/null 2>&1 || for tool in buildah mmdebstrap; do
+  command -v "$tool" >/dev/null || missing+=("$tool")
+done
+command -v kubectl >/dev/null || missing+=(kubernetes-client)
 if ((${#missing[@]})); then
   command -v apt-get >/dev/null || fail "install ${missing[*]} first: there is no apt-get to do it"
   ((EUID == 0)) || fail "apt-get install ${missing[*]} needs root: run it, or this once as root"
@@ -32,7 +37,7 @@ if ((${#missing[@]})); then
   "${apt[@]}" update || fail "apt-get update failed"
   "${apt[@]}" install --yes --no-install-recommends "${missing[@]}" >/dev/null ||
     fail "apt-get could not install ${missing[*]}"
-  for program in clamd chromium node npm; do
+  for program in clamd chromium node npm kubectl; do
     command -v "$program" >/dev/null || fail "$program is missing although ${missing[*]} was installed"
   done
 fi
