@@ -6,6 +6,7 @@ One alone keeps its plain name; several are numbered from 1. A worker is always 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -18,6 +19,7 @@ ONE_OF_EACH: Mapping[str, int] = MappingProxyType({})
 SERVERS = (1, 3)
 
 _DATABASE = "TWOTRUTHS_CHALLENGE_DATABASE_URL"
+_POSTGRESQL = re.compile(r"postgres(ql)?(\+\w+)?://")  # as the challenge service reads it
 
 
 def parse(text: str) -> dict[str, int]:
@@ -39,8 +41,8 @@ def check(scale: Mapping[str, int], *, s3: bool, environment: Mapping[str, str] 
     """Raises MeshError when several would need a store that they could share."""
     if scale.get("upload", 1) > 1 and not s3:
         raise MeshError("several uploads need --s3: a directory of chunks has one owner")
-    if scale.get("challenge", 1) > 1 and not environment.get(_DATABASE, "").startswith("postgresql"):
-        raise MeshError(f"several challenges need a PostgreSQL: set {_DATABASE}=postgresql+asyncpg://…")
+    if scale.get("challenge", 1) > 1 and not _POSTGRESQL.match(environment.get(_DATABASE, "")):
+        raise MeshError(f"several challenges need PostgreSQL: set {_DATABASE}=postgresql://…, and mesh migrate")
 
 
 def names(name: str, number: int) -> tuple[str, ...]:

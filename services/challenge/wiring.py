@@ -11,7 +11,7 @@ from functools import partial
 from services.challenge import controller, domain, rpc
 from services.challenge.adapters import migrations
 from services.challenge.adapters.engine import Database, open_database
-from services.challenge.adapters.postgres import Limits
+from services.challenge.adapters.limits import Limits
 from services.challenge.adapters.sql import SqlChallengeStore, SqlGuessLedger
 from services.challenge.adapters.video_client import VideoClient
 from services.challenge.config import ChallengeSettings

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any, cast
 
 import grpc
@@ -22,7 +22,7 @@ import protovalidate
 from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from services.common import context, traced_rpc
+from services.common import context, traced_rpc, tracing
 from services.common.errors import (
     DeadlineExceeded,
     FieldViolation,
@@ -41,6 +41,7 @@ REQUEST_ID = "x-request-id"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 _DEFAULT_DEADLINE_SECONDS = 30.0
+_ON_THE_WAY_SECONDS = 0.05
 _CLOCKS_DIFFER_SECONDS = 1.0  # the loop's from the one that tokens go by
 
 log = logging.getLogger(__name__)
@@ -154,13 +155,16 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
             remaining = _DEFAULT_DEADLINE_SECONDS
         deadline = None if remaining is None else started + remaining
         call = context.CallContext(None, request_id, deadline)
-        with context.serving(call), traced_rpc.serving(method, metadata) as step:
+        with context.serving(call), ExitStack() as steps:
             rpc.set_trailing_metadata(((REQUEST_ID, request_id),))
+            step = tracing.NONE
             error: ServiceError | None = None
             caller: context.Principal | None = None
             try:
                 async with asyncio.timeout(remaining) as scope:
                     caller = await self._authenticate(method, metadata)
+                    # Only now: a stranger's trace is not continued.
+                    step = steps.enter_context(traced_rpc.serving(method, metadata))
                     if endless:
                         _end_with_token(scope, caller)
                     bounded = self._ended_by_stop(scope) if endless else nullcontext()
@@ -174,7 +178,10 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
                 error = self._out_of_time(method, deadline, caller, endless=endless)
             except NotImplementedError:  # what the generated base of a servicer raises
                 error = Unimplemented(f"{method.rpartition('/')[2]} is not served yet")
-            except (grpc.aio.AbortError, asyncio.CancelledError):
+            except asyncio.CancelledError:
+                traced_rpc.answered(step, cancelled_code(rpc))
+                raise
+            except grpc.aio.AbortError:
                 raise
             except Exception:
                 log.exception("unhandled error", extra={"data": {"method": method}})
@@ -218,6 +225,13 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         if error is not None and error.reason:
             data["reason"] = error.reason
         log.log(level, "rpc", extra={"data": data})
+
+
+def cancelled_code(rpc: Context) -> str:
+    """How a call ended that gRPC cancelled: its caller left, or the time that it had is over."""
+    remaining = cast("float | None", rpc.time_remaining())
+    # The caller's clock began before ours, and its word that the time is over comes before ours says so.
+    return "CANCELLED" if remaining is None or remaining > _ON_THE_WAY_SECONDS else "DEADLINE_EXCEEDED"
 
 
 def _end_with_token(scope: asyncio.Timeout, caller: context.Principal) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from services.common.interceptor import cancelled_code
+
 UNKNOWN = "unknown"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
@@ -70,8 +72,8 @@ class MeteringInterceptor(grpc.aio.ServerInterceptor):
             code = "OK"
             try:
                 return await behaviour(request, rpc)
-            except asyncio.CancelledError:  # the caller gave up, or the server stopped
-                code = "CANCELLED"
+            except asyncio.CancelledError:
+                code = cancelled_code(rpc)
                 raise
             except BaseException:
                 told = rpc.code()

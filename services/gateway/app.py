@@ -58,7 +58,7 @@ def create(
     """The application. ``channels`` by backend: upload, merge, challenge; ``streams``: for calls that last."""
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
     clients = Clients(settings.gateway_trusted_proxies)
-    traces = Traces(clients, quiet=frozenset({HEALTH}))
+    traces = Traces(clients, proxies_decide=settings.gateway_continue_traces, quiet=frozenset({HEALTH}))
     traces.install(app)
     Edge(
         drain,

@@ -21,6 +21,11 @@ class GatewaySettings(CommonSettings):
         "",
         description="networks of the proxies whose X-Forwarded-For or Forwarded counts (`10.0.0.0/8,fd00::/8`)",
     )
+    gateway_continue_traces: bool = Field(
+        False,
+        description="whether traces go on that a trusted proxy's requests belong to; only if it replaces the "
+        "traceparent of its clients",
+    )
     gateway_requests_per_second_user: float = Field(
         200.0, ge=0, le=1e6, description="requests that a player may make in the long run; 0: any number"
     )

@@ -22,7 +22,7 @@ from services.gateway import heads, interim, problems
 from services.gateway.clients import Clients
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
-from services.gateway.metering import CUT_OFF, RouteMetrics
+from services.gateway.metering import BROKEN_OFF, CUT_OFF, RouteMetrics
 from services.gateway.problems import Problem
 from services.gateway.traces import TRACE_ID
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 REQUEST_ID = web.RequestKey("request_id", str)
 CLIENT = web.RequestKey("client", object)  # Address | None
 _RESPONSE = web.RequestKey("response", web.StreamResponse)
+_BROKEN = web.RequestKey("broken", bool)
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 # Parameters that are permissions: whoever reads them in a log could use them.
 _SECRET = re.compile(
@@ -115,6 +116,8 @@ class Edge:
         # Half an answer is out: only a broken connection can tell the client that the rest will not come.
         if not isinstance(error, ConnectionError | TimeoutError):
             log.error("an answer broke off", exc_info=error, extra={"data": {"path": redacted(request.raw_path)}})
+            request[_BROKEN] = True
+            tracing.current().fail("broken_off")
         if request.transport is not None:
             request.transport.abort()
         return started
@@ -169,7 +172,8 @@ class AccessLogger(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Counts it and writes the line."""
-        self._metrics.count(request, response.status, time, response.body_length)
+        status = BROKEN_OFF if _BROKEN in request else response.status
+        self._metrics.count(request, status, time, response.body_length)
         data = {
             "method": request.method,
             "path": redacted(request.raw_path),

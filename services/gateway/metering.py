@@ -21,6 +21,8 @@ from prometheus_client.registry import Collector
 UNMATCHED, UNREADABLE = "unmatched", "unreadable"
 CUT_OFF = 499
 """Status of an answer whose client left before its end, as nginx counts it."""
+BROKEN_OFF = 599
+"""Status of an answer that we could not send to its end, whatever its head said."""
 _OTHER = "other"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
@@ -74,7 +76,7 @@ class RouteMetrics(Collector):
         return (
             CounterMetricFamily(
                 "twotruths_http_requests",
-                "Answers by route, method and status; 499 is one whose client left before its end.",
+                "Answers by route, method and status; 499 is one whose client left, 599 one that we broke off.",
                 labels=["route", "method", "status"],
             ),
             CounterMetricFamily(

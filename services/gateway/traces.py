@@ -2,9 +2,10 @@
 
 Whoever sends a ``traceparent`` could have us keep every one of their requests, or mix theirs into a trace of
 someone else (https://www.w3.org/TR/trace-context/#denial-of-service). So a trace is continued, kept or not as was
-decided there, only if it comes from one of our proxies (``TWOTRUTHS_GATEWAY_TRUSTED_PROXIES``). A request of
-anybody else begins a trace of ours, which is linked to theirs. Names and attributes are those of
-https://opentelemetry.io/docs/specs/semconv/http/http-spans/, without what tells who a client is.
+decided there, only if it comes from one of our proxies and the operator says that these replace what clients send
+(``TWOTRUTHS_GATEWAY_CONTINUE_TRACES``). Every other request begins a trace of ours, which is
+linked to theirs. Names and attributes are those of https://opentelemetry.io/docs/specs/semconv/http/http-spans/,
+without what tells who a client is.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Traces:
     """A middleware around all others, if spans are kept at all. Requests to ``quiet`` paths are no steps."""
 
-    def __init__(self, clients: Clients, *, quiet: AbstractSet[str]) -> None:
+    def __init__(self, clients: Clients, *, proxies_decide: bool, quiet: AbstractSet[str]) -> None:
         self._clients = clients
+        self._proxies_decide = proxies_decide
         self._quiet = quiet
         self._routes: dict[str, str] = {}
 
@@ -68,5 +70,6 @@ class Traces:
             name = f"{name} {route}"
         given = request.headers.getall(tracing.TRACEPARENT, [])
         told = given[0] if len(given) == 1 else ""
-        parent, link = (told, "") if self._clients.is_proxy(request) else ("", told)
+        believed = self._proxies_decide and self._clients.is_proxy(request)
+        parent, link = (told, "") if believed else ("", told)
         return tracing.span(name, "server", parent=parent, attributes=attributes, link=link)

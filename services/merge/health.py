@@ -79,13 +79,16 @@ class QueueLoad:
 
 @dataclass(frozen=True, slots=True)
 class LaneLoad:
-    """The jobs of one kind and priority: how many wait and run, and for how many seconds the oldest has waited."""
+    """The jobs of one kind and priority: how many wait, how many were taken and are not ended (they run, or their
+    worker is gone and they will be delivered again), and the ages in seconds of the oldest that waits and of the
+    oldest of all."""
 
     kind: str
     priority: str
     waiting: int
     running: int
     oldest_seconds: float = 0.0
+    unfinished_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +183,12 @@ class ProcessingHealth:
             return None
 
     async def _alive(self) -> tuple[WorkerReport, ...]:
-        found: list[WorkerReport] = []
-        async for entry in self._reports.list():
-            found.append(entry.value)
+        found: dict[str, WorkerReport] = {}
+        async for entry in self._reports.list():  # one that reports meanwhile comes twice, the later one last
+            found[entry.key] = entry.value
             if len(found) == _MOST_WORKERS:
                 break
-        return tuple(sorted(found, key=lambda worker: worker.id))
+        return tuple(sorted(found.values(), key=lambda worker: worker.id))
 
     async def _reach_store(self) -> bool:
         with suppress(NotFound):

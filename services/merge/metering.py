@@ -60,6 +60,8 @@ class MergeMetrics:
             # One that was superseded has not failed.
             if last is not None and unit.attempt > last.attempt and unit.superseded == last.superseded:
                 self.job_retries.labels(word(unit.kind), last.error_type or "none").inc()
+        if after.uploads_ready and not before.uploads_ready:  # until then it may be refused, as over a quota
+            self.started.inc()
         if after.state is before.state:
             return
         if after.state is SessionState.ACTIVE:
@@ -100,7 +102,7 @@ class MeteredSessions:
 
     async def create(self, key: str, value: Session, *, ttl: float | None = None) -> Entry[Session]:
         entry = await self._inner.create(key, value, ttl=ttl)
-        self._metrics.started.inc()
+        self._remember(entry)
         return entry
 
     async def update(self, key: str, value: Session, revision: int, *, ttl: float | None = None) -> Entry[Session]:

@@ -78,11 +78,18 @@ class QueueCollector(Collector):
         return (
             GaugeMetricFamily("twotruths_merge_queue_depth", "Jobs that wait for a worker.", labels=lane),
             GaugeMetricFamily(
-                "twotruths_merge_queue_running", "Jobs that were taken and are not ended.", labels=lane
+                "twotruths_merge_queue_running",
+                "Jobs that were taken and are not ended: they run, or their worker is gone.",
+                labels=lane,
             ),
             GaugeMetricFamily(
                 "twotruths_merge_queue_oldest_age_seconds",
                 "For how long the one that waits longest has waited; 0 when none does.",
+                labels=lane,
+            ),
+            GaugeMetricFamily(
+                "twotruths_merge_queue_unfinished_age_seconds",
+                "How long ago the oldest that is not ended was published, whether it waits or was taken.",
                 labels=lane,
             ),
             GaugeMetricFamily("twotruths_merge_dead_jobs", "Jobs that are among the dead (mesh jobs dead)."),
@@ -95,18 +102,20 @@ class QueueCollector(Collector):
         except Exception as error:  # the others must be told whatever this is
             log.info("the queue's state is not known: %r", error)
             return
-        depth, running, age, dead = self.describe()
+        depth, running, age, unfinished, dead = self.describe()
         assert isinstance(depth, GaugeMetricFamily)
         assert isinstance(running, GaugeMetricFamily)
         assert isinstance(age, GaugeMetricFamily)
+        assert isinstance(unfinished, GaugeMetricFamily)
         assert isinstance(dead, GaugeMetricFamily)
         for lane in state.lanes:
             labels = (lane.kind, lane.priority)
             depth.add_metric(labels, lane.waiting)
             running.add_metric(labels, lane.running)
             age.add_metric(labels, lane.oldest_seconds)
+            unfinished.add_metric(labels, lane.unfinished_seconds)
         dead.add_metric((), state.dead)
-        yield from (depth, running, age, dead)
+        yield from (depth, running, age, unfinished, dead)
 
     def _ask(self) -> QueueState:
         async def read() -> QueueState:

@@ -15,9 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.challenge.adapters.engine import Database, open_database
+from services.challenge.adapters.limits import Limits
 from services.challenge.adapters.memory import MemoryChallengeStore, MemoryGuessLedger
 from services.challenge.adapters.migrations import migrate
-from services.challenge.adapters.postgres import Limits
 from services.challenge.adapters.sql import SqlChallengeStore, SqlGuessLedger
 from services.challenge.adapters.tables import answers, scores, tallies
 from services.challenge.domain import Answer, Challenge, Guess, Position, Segment, Status, Video
@@ -295,7 +295,9 @@ async def test_no_lock_and_no_wait_for_a_connection_of_postgresql_is_endless(
     await locked.wait()
     ledger = SqlGuessLedger(impatient)
     waiting = [ledger.record(a_guess(challenge, f"player {number}", 1, points=10)) for number in range(5)]
+    asking = asyncio.gather(*(impatient.ask() for _ in range(3)))  # busy is not away
     refused = await asyncio.gather(*waiting, return_exceptions=True)
+    await asking
     assert [(type(error), getattr(error, "retry_after", None)) for error in refused] == [(Unavailable, 1.0)] * 5
     go_on.set()
     await holder

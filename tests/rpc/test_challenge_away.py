@@ -196,6 +196,7 @@ async def test_a_start_that_cannot_be_says_why_in_one_line_and_no_secret(
         ("{server}?sslmode=require", "server does not support SSL, but SSL was required"),
         ("{empty}", "the schema of the database is at nothing, this version needs 0002: run `mesh migrate`"),
         (f"postgresql://twotruths:{PASSWORD}@{HOST}/game", "is not a URL that libpq reads"),
+        (f"postgresql://twotruths:a@geheim@{HOST}/game", "is not a URL that libpq reads"),
         (f"postgresql://twotruths:geheim@{HOST}/game?ssl=geheim", "is not a URL that libpq reads"),
         (f"mysql://twotruths:geheim@{HOST}/game", "must begin with postgresql:// or sqlite:///"),
     ],

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.common.errors import NotFound
+from services.common.errors import DeadlineExceeded, NotFound
 from services.common.keys import KeyRing
 from tests.rpc.common_fixtures import GET, SERVICE, WATCH, calling, served
 from twotruths.merge.v1 import merge_service_pb2 as pb
@@ -75,3 +75,19 @@ async def test_rpcs_are_counted_at_their_end_by_method_and_code(keys: KeyRing) -
         ("unknown", "UNIMPLEMENTED"): 4,
     }
     assert (timed(registry, "GetMerge"), timed(registry, "WatchMerge")) == (4, 1)
+
+
+async def test_a_call_that_ran_out_of_time_did_not_end_by_its_caller_whoever_noticed_first(keys: KeyRing) -> None:
+    registry = CollectorRegistry()
+
+    async def hang(request: Any, rpc: Any) -> pb.GetMergeResponse:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with served(keys, registry=registry, GetMerge=hang) as server, calling(keys, server.port) as caller:
+        calls = [caller.refusal(GET, timeout=0.3) for _ in range(20)]
+        assert {type(error) for error in await asyncio.gather(*calls)} == {DeadlineExceeded}
+        async with asyncio.timeout(20):
+            while sum(handled(registry).values()) < 20:
+                await asyncio.sleep(0.01)
+    assert handled(registry) == {("GetMerge", "DEADLINE_EXCEEDED"): 20}

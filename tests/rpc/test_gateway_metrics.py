@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from services.common.keys import KeyRing
-from services.gateway.metering import CUT_OFF
+from services.gateway.metering import BROKEN_OFF, CUT_OFF
 from tests.rpc.gateway_world import World, connection, open_world
 
 CONTENT = bytes(range(256)) * 1024
@@ -101,3 +102,13 @@ async def test_whom_a_client_leaves_alone_is_counted_as_cut_off(world: World) ->
     )
     assert sent is not None
     assert 1000 <= sent < 64 << 20
+
+
+async def test_an_answer_that_we_break_off_is_no_success(world: World) -> None:
+    video = await world.add_video(bytes(4 << 20))
+    world.merges.videos[video][1].size += 1  # the object ends before its record does
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with world.call("GET", STREAM.replace("{video_file_id}", video)) as response:
+            await response.read()
+    await until(world, STREAM, "GET", str(BROKEN_OFF))
+    assert (STREAM, "GET", "200") not in requests(world)

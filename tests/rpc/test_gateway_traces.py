@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -20,7 +21,9 @@ KEPT, NOT_KEPT = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
 
 
 @asynccontextmanager
-async def gateway(trusted: str = "") -> AsyncIterator[tuple[Collector, TestClient[web.Request, web.Application]]]:
+async def gateway(
+    trusted: str = "", *, proxies_decide: bool = False
+) -> AsyncIterator[tuple[Collector, TestClient[web.Request, web.Application]]]:
     """A tiny one, and what has its traces after the block."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -31,7 +34,7 @@ async def gateway(trusted: str = "") -> AsyncIterator[tuple[Collector, TestClien
         exporting(CommonSettings(traces_endpoint=collector.endpoint), "gateway-0"),
     ):
         app = web.Application()
-        traces = Traces(Clients(trusted), quiet=frozenset({"/health"}))
+        traces = Traces(Clients(trusted), proxies_decide=proxies_decide, quiet=frozenset({"/health"}))
         traces.install(app)
         traces.shown_as(app.router.add_route("*", "/things/{p0:[^/]+}", answer), "/things/{thing_id}")
         app.router.add_get("/health", answer)
@@ -44,8 +47,9 @@ async def get(client: TestClient[web.Request, web.Application], path: str, *trac
         return await answer.text()
 
 
-async def test_a_strangers_trace_is_linked_not_continued() -> None:
-    async with gateway() as (collector, client):
+@pytest.mark.parametrize("trusted", ["", "127.0.0.0/8"])
+async def test_a_strangers_trace_is_linked_not_continued(trusted: str) -> None:
+    async with gateway(trusted) as (collector, client):
         ours = await get(client, "/things/1", NOT_KEPT)
         for nonsense in ((KEPT, KEPT), ("nonsense",), ("00-" + "0" * 32 + f"-{SPAN}-01",)):
             assert await get(client, "/things/1", *nonsense) not in {"", TRACE}
@@ -57,7 +61,7 @@ async def test_a_strangers_trace_is_linked_not_continued() -> None:
 
 
 async def test_a_proxys_trace_is_continued_as_it_decided() -> None:
-    async with gateway("127.0.0.0/8") as (collector, client):
+    async with gateway("127.0.0.0/8", proxies_decide=True) as (collector, client):
         assert await get(client, "/things/1", NOT_KEPT) == TRACE
         assert await get(client, "/things/2", KEPT) == TRACE
     (seen,) = collector.spans

@@ -76,8 +76,10 @@ async def test_what_waits_is_shown_by_kind_and_priority_with_its_age(world: Worl
         while "_queue_running{probe}{normal}" not in (told := await counted(world.app.metrics)):
             await asyncio.sleep(0.05)
     assert told["_queue_running{probe}{normal}"] + told.get("_queue_depth{probe}{normal}", 0) == 2
+    assert 0 < told["_queue_unfinished_age_seconds{probe}{normal}"] < 60, "what was taken ages, too"
     leave.set()
     told = await settled(world.app.metrics, "_queue_running{probe}{normal}")
+    assert "_queue_unfinished_age_seconds{probe}{normal}" not in told
     assert "_queue_oldest_age_seconds{probe}{normal}" not in told
 
 

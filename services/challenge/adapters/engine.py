@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from sqlalchemy import select
@@ -13,8 +14,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.challenge.adapters import postgres, sqlite
-from services.challenge.adapters.postgres import Limits
+from services.challenge.adapters import sqlite
+from services.challenge.adapters.limits import DEFAULT_LIMITS, Limits
 from services.common.errors import Unavailable
 
 T = TypeVar("T")
@@ -39,8 +40,10 @@ class Database:
     like to be interrupted, and whoever asks again finds it done.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, asking: AsyncEngine | None = None) -> None:
+        """``asking``: for :meth:`ask`, so that a full pool is not taken for a server that is away."""
         self._engine = engine
+        self._asking = asking or engine
         self._running: set[asyncio.Task[Any]] = set()
 
     @property
@@ -60,7 +63,7 @@ class Database:
     async def ask(self) -> None:
         """Returns when it answers. Raises Unavailable that says why, for the operator."""
         try:
-            await self.read(lambda connection: connection.execute(select(1)))
+            await self._run(self._asking, lambda connection: connection.execute(select(1)))
         except Unavailable as error:
             raise Unavailable(f"{error.message}: {cause(error)}") from error
 
@@ -82,7 +85,8 @@ class Database:
             _, stuck = await asyncio.wait(self._running, timeout=_CLOSE_SECONDS)
             for task in stuck:
                 task.cancel()
-        await self._engine.dispose()
+        for engine in {self._engine, self._asking}:
+            await engine.dispose()
 
 
 async def _transaction(engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
@@ -91,7 +95,7 @@ async def _transaction(engine: AsyncEngine, work: Callable[[AsyncConnection], Aw
             return await work(connection)
 
 
-def open_database(url: str, limits: Limits = postgres.DEFAULT_LIMITS) -> Database:
+def open_database(url: str, limits: Limits = DEFAULT_LIMITS) -> Database:
     """A database whose connections open on demand; nothing is connected yet. SQLite's file is made.
 
     ``url``: ``postgresql://…`` (:mod:`services.challenge.adapters.postgres`) or ``sqlite:///<file>``; a driver
@@ -105,7 +109,12 @@ def open_database(url: str, limits: Limits = postgres.DEFAULT_LIMITS) -> Databas
     if separator and kind == "sqlite":
         return Database(sqlite.make_engine(f"sqlite+aiosqlite://{rest}"))
     if separator and kind in {"postgresql", "postgres"}:
-        return Database(postgres.make_engine(f"postgresql://{rest}", limits))
+        from services.challenge.adapters import postgres  # which SQLite does not need
+
+        url = f"postgresql://{rest}"
+        return Database(
+            postgres.make_engine(url, limits), postgres.make_engine(url, replace(limits, connections=1))
+        )
     raise ValueError("TWOTRUTHS_CHALLENGE_DATABASE_URL must begin with postgresql:// or sqlite:///")
 
 

@@ -12,7 +12,6 @@ to be repeated because of another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -20,6 +19,8 @@ from psycopg import conninfo
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from services.challenge.adapters.limits import Limits
 
 # A connection is replaced after so long: after a failover, or behind a balancer, load comes back even.
 _RECYCLE_SECONDS = 1800
@@ -31,19 +32,6 @@ _KEEPALIVE = {
     "keepalives_count": "3",
     "tcp_user_timeout": "20000",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much of the server a process takes: connections at most; seconds to connect, to wait for a connection
-    that is free, and for a statement (locks included)."""
-
-    connections: int = 10
-    connect_seconds: float = 5.0
-    statement_seconds: float = 10.0
-
-
-DEFAULT_LIMITS = Limits()
 
 
 def make_engine(url: str, limits: Limits) -> AsyncEngine:
@@ -90,6 +78,8 @@ def _parameters(url: str, limits: Limits) -> dict[str, Any]:
     """The URL's parameters, and ours where it has none."""
     try:
         given = conninfo.conninfo_to_dict(url)
+        if "@" in str(given.get("host", "")):  # the end of a password: an error about the host would quote it
+            raise psycopg.ProgrammingError
     except psycopg.ProgrammingError:
         raise ValueError(
             "TWOTRUTHS_CHALLENGE_DATABASE_URL is not a URL that libpq reads "

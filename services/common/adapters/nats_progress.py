@@ -35,6 +35,7 @@ class NatsProgressBus:
 
     def __init__(self, client: Client) -> None:
         self._nc = client
+        self._replicated = False
 
     async def publish(self, progress: Progress) -> None:
         if not self._nc.is_connected:  # nats-py would buffer it until the connection is back
@@ -79,9 +80,12 @@ class NatsProgressBus:
             allow_direct=True,
         )
         await ensure_stream(self._nc.jetstream(timeout=REQUEST_SECONDS), config)
+        self._replicated = replicas > 1
 
     async def latest(self, kind: str) -> AsyncGenerator[Progress, None]:
-        async with aclosing(stored(self._nc, _STREAM, f"progress.{kind}.>")) as messages:
+        async with aclosing(
+            stored(self._nc, _STREAM, f"progress.{kind}.>", replicated=self._replicated)
+        ) as messages:
             async for message in messages:
                 hint = _read(kind, message.subject, message.data)
                 if hint is not None and hint.unit:

@@ -192,7 +192,10 @@ class _Exporter(SpanExporter):
         return False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
+        try:
+            result = self._exporter.export(spans)
+        except Exception as error:  # the SDK's own word for it is silenced above
+            result, self._why = SpanExportResult.FAILURE, repr(error)
         failed = result is not SpanExportResult.SUCCESS
         if failed and not self._away:
             log.warning("traces are dropped until the collector takes them again: %s", self._why)

@@ -58,7 +58,10 @@ class JetStreamQueueLoad:
         waiting = info.num_pending or 0
         delivered = (info.delivered.stream_seq if info.delivered else 0) or 0
         oldest = await self._seconds_since(subject, delivered + 1) if waiting else 0.0
-        return LaneLoad(kind, priority, waiting, info.num_ack_pending or 0, oldest)
+        taken = info.num_ack_pending or 0
+        ended = (info.ack_floor.stream_seq if info.ack_floor else 0) or 0
+        unfinished = await self._seconds_since(subject, ended + 1) if taken else oldest
+        return LaneLoad(kind, priority, waiting, taken, oldest, unfinished)
 
     async def _seconds_since(self, subject: str, first: int) -> float:
         """The age of the first message of the subject from this sequence on."""
