@@ -78,6 +78,7 @@ class Admission:
         except Problem as problem:
             refused = problem
         if user:
+            request[callers.SUBJECT] = user
             charge(request, self._users, user)
         else:
             charge(request, self._addresses, address(request))

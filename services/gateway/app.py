@@ -71,7 +71,7 @@ def create(
         resumable={tus.URL.rstrip("/"): tus.ALWAYS, rufh.URL.rstrip("/"): {}},
     ).install(app)
     router, with_guests = app.router, bool(settings.gateway_guest_key_file)
-    router.add_get(HEALTH, HealthRoutes(channels, drain).get)
+    router.add_get(HEALTH, HealthRoutes(channels, drain, ticks).get)
     described = openapi.document(bindings, contract.comments(), guests.PATHS if with_guests else {})
     router.add_get(OPENAPI, Document(encode.dumps(described), "application/json").get)
     page = Document(reference.page(described), "text/html; charset=utf-8", reference.HEADERS)

@@ -77,11 +77,11 @@ class GatewaySettings(CommonSettings):
         description="whether a signed URL of a video answers 302 to whom media_delivery names, "
         "instead of passing the bytes on",
     )
-    gateway_public_url: str = Field(
-        "", description="where clients find the gateway, as they know it (`https://api.example`)"
-    )
     gateway_hsts_seconds: int = Field(
-        31_536_000, ge=0, description="how long browsers shall ask by https alone, if gateway_public_url is https"
+        0,
+        ge=0,
+        description="how long browsers shall ask by https alone (Strict-Transport-Security), where clients reach the "
+        "gateway by https and nothing else; 0: not told",
     )
     gateway_cors_origins: str = Field(
         "", description="sites whose pages may read answers (`https://a.example,http://localhost:5173`, or `*`)"
@@ -90,8 +90,7 @@ class GatewaySettings(CommonSettings):
     @property
     def hsts(self) -> str:
         """The value of Strict-Transport-Security (RFC 6797), or ""."""
-        secure = self.gateway_public_url.lower().startswith("https://") and self.gateway_hsts_seconds
-        return f"max-age={self.gateway_hsts_seconds}" if secure else ""
+        return f"max-age={self.gateway_hsts_seconds}" if self.gateway_hsts_seconds else ""
 
     @property
     def store_readers(self) -> int:

@@ -24,10 +24,10 @@ ALLOWED_HEADERS = (
     "Upload-Draft-Interop-Version, Upload-Length, Upload-Metadata, Upload-Offset"
 )
 EXPOSED_HEADERS = (
-    "Accept-Ranges, Allow, Content-Disposition, Content-Length, Content-Range, ETag, Last-Modified, Location, "
-    "RateLimit, RateLimit-Policy, Retry-After, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, "
-    "Tus-Resumable, Tus-Version, Upload-Complete, Upload-Concat, Upload-Draft-Interop-Version, Upload-Expires, "
-    "Upload-Length, Upload-Limit, Upload-Metadata, Upload-Offset, WWW-Authenticate, X-Request-Id"
+    "Accept-Patch, Accept-Post, Accept-Ranges, Allow, Content-Disposition, Content-Length, Content-Range, ETag, "
+    "Last-Modified, Location, RateLimit, RateLimit-Policy, Retry-After, Tus-Checksum-Algorithm, Tus-Extension, "
+    "Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Complete, Upload-Concat, Upload-Draft-Interop-Version, "
+    "Upload-Expires, Upload-Length, Upload-Limit, Upload-Metadata, Upload-Offset, WWW-Authenticate, X-Request-Id"
 )
 
 
