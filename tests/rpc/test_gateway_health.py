@@ -21,7 +21,7 @@ URL = "/api/v1/health"
 STATUS = health_pb2.HealthCheckResponse
 
 
-class Asked(health_pb2_grpc.HealthServicer):
+class Asked(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
     """A service's health, which counts and takes its time."""
 
     def __init__(self) -> None:
