@@ -16,13 +16,13 @@ from services.gateway import contract, encode, guests, openapi, reference, rufh,
 from services.gateway.access import Access, permission
 from services.gateway.admission import Admission
 from services.gateway.appends import Appends
+from services.gateway.buckets import Ticks
 from services.gateway.chunks import ChunkRoutes
 from services.gateway.config import GatewaySettings
 from services.gateway.documents import Document
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
-from services.gateway.limits import Ticks
 from services.gateway.media import MediaRoutes
 from services.gateway.protocols import PATHS
 from services.gateway.readers import Readers

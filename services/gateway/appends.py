@@ -25,7 +25,7 @@ from aiohttp import web
 
 from services.common.channel import client_stream
 from services.common.status import from_rpc_error
-from services.gateway import bodies, callers, problems, ratelimit
+from services.gateway import bodies, callers, problems, quota_fields
 from services.gateway.config import GatewaySettings
 from services.gateway.problems import Problem
 from services.gateway.uplink import HELD_SECONDS, Uplink
@@ -221,7 +221,7 @@ class Appends:
         try:
             answer = await call
             if left is not None:
-                left.update(ratelimit.of_answer(await call.trailing_metadata() or ()))
+                left.update(quota_fields.of_answer(await call.trailing_metadata() or ()))
         except grpc.aio.AioRpcError as error:
             raise problems.from_error(from_rpc_error(error), names=names) from error
         upload: Upload = answer.upload

@@ -15,8 +15,8 @@ from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.gateway import encode
+from services.gateway.buckets import SECOND, Ticks
 from services.gateway.drain import Drain
-from services.gateway.limits import SECOND, Ticks
 
 _TIMEOUT_SECONDS = 2.0
 _REMEMBERED = SECOND

@@ -7,8 +7,8 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from services.gateway.bounds import Schema
 from services.gateway.routes import Binding
+from services.gateway.rule_schemas import Schema
 from services.gateway.scalars import ONE_TEXT
 from services.gateway.schemas import Schemas
 

@@ -17,10 +17,10 @@ from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
 from services.common.tls import Tls
 from services.gateway import app, contract, routes
+from services.gateway.buckets import Ticks
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
-from services.gateway.limits import Ticks
 from services.gateway.member import Member
 from services.gateway.server import HttpServer
 

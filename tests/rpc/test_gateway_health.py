@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common.keys import KeyRing
-from services.gateway.limits import SECOND
+from services.gateway.buckets import SECOND
 from tests.rpc.gateway_world import open_world
 
 URL = "/api/v1/health"

@@ -129,7 +129,7 @@ async def test_who_waits_for_the_store_is_not_slow(
         judge(pace)
         judged.release()
 
-    async def slow(*_: Any) -> AsyncIterator[bytes]:
+    async def slow(*_asked: Any) -> AsyncIterator[bytes]:
         for piece in (b"ab", b"cd", b"ef"):
             yield piece
             for _ in range(3):
