@@ -17,9 +17,10 @@ from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
 from services.common.tls import Tls
 from services.gateway import app, contract, routes
+from services.gateway.buckets import Ticks
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
-from services.gateway.limits import Ticks
+from services.gateway.edge import Edge
 from services.gateway.member import Member
 from services.gateway.server import HttpServer
 
@@ -45,6 +46,7 @@ async def build(
         "challenge": settings.challenge_target,
     }
     tls, drain = Tls.from_settings(settings), Drain()
+    edge = Edge(settings, drain)
     async with AsyncExitStack() as stack:
         channels, streams = {}, {}
         for name, target in targets.items():
@@ -61,9 +63,10 @@ async def build(
             store=store,
             signer=signer or PlaybackSigner.from_file(settings.playback_keys_file),
             settings=settings,
+            edge=edge,
             drain=drain,
             clock=clock,
             verifier=TokenVerifier.from_settings(settings, service="gateway"),
             ticks=ticks,
         )
-        yield App(server=HttpServer(application, settings, drain, member))
+        yield App(server=HttpServer(application, settings, edge, drain, member))
