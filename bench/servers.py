@@ -127,7 +127,7 @@ def _until_answers(port: int, path: str, log: Path) -> None:
 @contextmanager
 def ours(folder: Path, *, processes: int = 1, merge: bool = False) -> Iterator[Server]:
     """Gateway, upload service, with ``merge`` also that, and broker with the settings they have by themselves, but
-    for ``processes``, and no limit of requests."""
+    for ``processes``, and no limit of what one player or address may ask."""
     folder.mkdir(parents=True)
     keys = KeyRing.create(folder / "keys")
     ports = {name: free_port() for name in ("nats", "upload", "merge", "gateway")}
@@ -142,6 +142,8 @@ def ours(folder: Path, *, processes: int = 1, merge: bool = False) -> Iterator[S
         "gateway_processes": processes,
         "gateway_requests_per_second_user": 1_000_000,
         "gateway_burst_user": 1_000_000,
+        "gateway_max_connections_address": 4096,
+        "gateway_store_readers_user": 1000,
     }
     environment = os.environ | {f"TWOTRUTHS_{name.upper()}": str(value) for name, value in settings.items()}
     write_config(folder / "nats.conf", port=ports["nats"], store=folder / "nats")

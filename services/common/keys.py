@@ -1,7 +1,7 @@
 """Keys: reading the key sets that tokens are verified with, and making development keys.
 
-A key set is a JWK Set (RFC 7517) in a file, re-read when it changes, or at an https URL, fetched again when
-it is ten minutes old or, at most every thirty seconds, when a token names a key that is not in it.
+A key set is a JWK Set (RFC 7517) in a file, read again within 0.2 s of a change, or at an https URL, fetched again
+when it is ten minutes old or, at most every thirty seconds, when a token names a key that is not in it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _FRESH_SECONDS = 600.0
 _MISS_SECONDS = 30.0
+_LOOK_SECONDS = 0.2  # between looks at a file; a request costs less than one
 _FIRST_SECONDS = 1.0  # between attempts while no set was read yet
 _MAX_BYTES = 1 << 20
 
@@ -61,7 +62,8 @@ class KeySet:
     async def key(self, key_id: str) -> jwt.PyJWK | None:
         """The key, or None when the issuer has none of this id. Raises NoKeySet."""
         if not self._source.startswith(("http://", "https://")):
-            self._read()
+            if self._due(key_id):
+                self._read()
         elif self._due(key_id):
             if self._fetching is None:
                 self._fetching = asyncio.create_task(self._fetch())
@@ -73,6 +75,7 @@ class KeySet:
         return self._keys.get(key_id)
 
     def _read(self) -> None:
+        self._stale_at = time.monotonic() + _LOOK_SECONDS  # one that is missing is looked for each time
         version: object = "unreadable"
         try:
             if _version(os.stat(self._source)) == self._version:

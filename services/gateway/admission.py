@@ -18,10 +18,10 @@ from services.common.errors import Unauthenticated, Unavailable
 from services.common.identity import TokenVerifier
 from services.gateway import callers
 from services.gateway.appends import let_retry
+from services.gateway.buckets import Buckets, Ticks
 from services.gateway.clients import counted
 from services.gateway.config import GatewaySettings
 from services.gateway.edge import CLIENT
-from services.gateway.limits import Buckets, Ticks
 from services.gateway.problems import Problem
 
 _FIELDS = web.RequestKey("ratelimit", list)
@@ -78,6 +78,7 @@ class Admission:
         except Problem as problem:
             refused = problem
         if user:
+            request[callers.SUBJECT] = user
             charge(request, self._users, user)
         else:
             charge(request, self._addresses, address(request))

@@ -16,18 +16,17 @@ from services.gateway import contract, encode, guests, openapi, reference, rufh,
 from services.gateway.access import Access, permission
 from services.gateway.admission import Admission
 from services.gateway.appends import Appends
+from services.gateway.buckets import Ticks
 from services.gateway.chunks import ChunkRoutes
-from services.gateway.clients import Clients
 from services.gateway.config import GatewaySettings
-from services.gateway.cors import Cors
 from services.gateway.documents import Document
 from services.gateway.drain import Drain
 from services.gateway.edge import Edge
 from services.gateway.health import HealthRoutes
-from services.gateway.limits import Ticks
 from services.gateway.media import MediaRoutes
 from services.gateway.metering import RouteMetrics
 from services.gateway.protocols import PATHS
+from services.gateway.readers import Readers
 from services.gateway.routes import Binding, RouteError
 from services.gateway.sending import Sender
 from services.gateway.traces import Traces
@@ -49,6 +48,7 @@ def create(
     store: ObjectStore,
     signer: PlaybackSigner,
     settings: GatewaySettings,
+    edge: Edge,
     drain: Drain,
     metrics: RouteMetrics,
     clock: Clock,
@@ -57,18 +57,9 @@ def create(
 ) -> web.Application:
     """The application. ``channels`` by backend: upload, merge, challenge; ``streams``: for calls that last."""
     app = web.Application(client_max_size=settings.gateway_max_body_bytes)
-    clients = Clients(settings.gateway_trusted_proxies)
-    traces = Traces(clients, proxies_decide=settings.gateway_continue_traces, quiet=frozenset({HEALTH}))
+    traces = Traces(edge.clients, proxies_decide=settings.gateway_continue_traces, quiet=frozenset({HEALTH}))
     traces.install(app)
-    Edge(
-        drain,
-        clients=clients,
-        cors=Cors(settings.gateway_cors_origins),
-        metrics=metrics,
-        max_path=settings.gateway_max_path_bytes,
-        write_timeout=settings.gateway_write_timeout_seconds,
-        hsts=settings.hsts,
-    ).install(app)
+    edge.install(app)
     Admission(
         verifier,
         settings,
@@ -78,7 +69,7 @@ def create(
         resumable={tus.URL.rstrip("/"): tus.ALWAYS, rufh.URL.rstrip("/"): {}},
     ).install(app)
     router, with_guests = app.router, bool(settings.gateway_guest_key_file)
-    router.add_get(HEALTH, HealthRoutes(channels, drain).get)
+    router.add_get(HEALTH, HealthRoutes(channels, drain, ticks).get)
     described = openapi.document(bindings, contract.comments(), guests.PATHS if with_guests else {})
     router.add_get(OPENAPI, Document(encode.dumps(described), "application/json").get)
     page = Document(reference.page(described), "text/html; charset=utf-8", reference.HEADERS)
@@ -90,7 +81,7 @@ def create(
         router.add_post(url, chunks.post)
         router.add_post(url + "/{chunk_number}", chunks.post)
     access = Access(channels["upload"], channels["merge"], signer=signer, settings=settings, clock=clock)
-    sender = Sender(store, readers=settings.store_readers, patience=settings.gateway_store_wait_seconds)
+    sender = Sender(store, Readers(settings))
     app.on_cleanup.append(_closing(sender))
     media = MediaRoutes(access, sender, redirect=settings.media_redirect)
     video = STREAM + "{video_file_id}"

@@ -25,7 +25,7 @@ from aiohttp import web
 
 from services.common.channel import client_stream
 from services.common.status import from_rpc_error
-from services.gateway import bodies, callers, problems, ratelimit
+from services.gateway import bodies, callers, problems, quota_fields
 from services.gateway.config import GatewaySettings
 from services.gateway.problems import Problem
 from services.gateway.uplink import HELD_SECONDS, Uplink
@@ -70,7 +70,7 @@ class Appends:
         self._upload = UploadServiceStub(upload)
         self._append_upload = client_stream(upload, _APPEND)
         self._settings = settings
-        self._running: dict[tuple[str, str], _Running] = {}
+        self._running: dict[tuple[str, str, str], _Running] = {}
         self._limits: tuple[float, GetLimitsResponse | None] = (0.0, None)
 
     async def initiate(
@@ -199,8 +199,11 @@ class Appends:
             running.request.transport.abort()
         await asyncio.wait({running.task}, timeout=_SETTLE_SECONDS)
 
-    def _key(self, request: web.Request, session_id: str) -> tuple[str, str]:
-        return session_id.lower(), request.headers.get("Authorization", "")
+    def _key(self, request: web.Request, session_id: str) -> tuple[str, str, str]:
+        """The upload and its caller, who may come back with another token. While nobody can say whose a token is,
+        the token stands for the caller: it permits no more than ending its own requests."""
+        subject = request.get(callers.SUBJECT, "")
+        return session_id.lower(), subject, "" if subject else request.headers.get("Authorization", "")
 
     def _caller(self, request: web.Request) -> callers.Metadata:
         return callers.metadata(request, max_token=self._settings.gateway_max_token_bytes)
@@ -218,7 +221,7 @@ class Appends:
         try:
             answer = await call
             if left is not None:
-                left.update(ratelimit.of_answer(await call.trailing_metadata() or ()))
+                left.update(quota_fields.of_answer(await call.trailing_metadata() or ()))
         except grpc.aio.AioRpcError as error:
             raise problems.from_error(from_rpc_error(error), names=names) from error
         upload: Upload = answer.upload

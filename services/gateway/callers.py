@@ -25,6 +25,8 @@ _HINTS = {"network_type": "X-Network-Type", "device_type": "X-Device-Type"}
 _MAX_HINT = 32
 
 Metadata = tuple[tuple[str, str], ...]
+SUBJECT = web.RequestKey("subject", str)
+"""The subject of the request's token, where that was verified."""
 
 
 def unauthenticated() -> Problem:

@@ -40,6 +40,11 @@ class Clients:
         """Where the request comes from; None once its connection is gone."""
         return self.of(request.remote, request.headers)
 
+    def counted_peer(self, peer: str | None) -> str:
+        """By what a connection from ``peer`` is counted; "" for one that is a proxy's, so that of many clients."""
+        address = _parsed((peer or "").partition("%")[0])
+        return "" if address is None or self._trusts(address) else counted(address)
+
     def of(self, peer: str | None, headers: CIMultiDictProxy[str]) -> Address | None:
         """The client of a connection from ``peer`` with these headers."""
         address = _parsed((peer or "").partition("%")[0])

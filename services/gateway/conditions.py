@@ -8,10 +8,13 @@ from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 _TAG = re.compile(r'[\s,]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')  # a list may have empty elements
+_NAMES = ("If-Match", "If-Unmodified-Since", "If-None-Match", "If-Modified-Since")
 
 
 class Headers(Protocol):
     """Header fields, of which one may come in several lines."""
+
+    def __contains__(self, name: object, /) -> bool: ...
 
     def get(self, name: str, /) -> str | None: ...
 
@@ -24,6 +27,8 @@ def evaluate(headers: Headers, etag: str, modified: datetime | None) -> int | No
     ``etag`` is the opaque part, without quotes; ``modified`` has whole seconds; where it is
     None, dates do not count (section 13.1.3).
     """
+    if not any(name in headers for name in _NAMES):
+        return None
     if (tags := _list(headers, "If-Match")) is not None:
         if not _matches(tags, etag, weak=False):
             return 412

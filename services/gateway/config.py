@@ -68,11 +68,28 @@ class GatewaySettings(CommonSettings):
     gateway_max_connections: int = Field(
         4096, ge=1, description="most connections at once, of one process; those over it are 503"
     )
+    gateway_max_connections_address: int = Field(
+        1024,
+        ge=1,
+        description="most of them from one IPv4 address or IPv6 /64, but for gateway_trusted_proxies; "
+        "many players may share an address",
+    )
     gateway_keepalive_seconds: float = Field(75.0, gt=0, description="how long an idle connection stays open")
     gateway_heartbeat_seconds: float = Field(15.0, gt=0, description="between heartbeats of an event stream")
     gateway_access_cache_seconds: float = Field(3.0, ge=0, description="how long who may see a file is remembered")
     gateway_store_readers: int = Field(
         112, ge=1, description="most downloads from S3 at once, fewer than s3_connections; the next ones wait"
+    )
+    gateway_store_readers_user: int = Field(
+        8, ge=1, description="most of them of one player; those over it are 429"
+    )
+    gateway_store_readers_address: int = Field(
+        32, ge=1, description="most of them without a token that counts, of one IPv4 address or IPv6 /64"
+    )
+    gateway_store_least_bytes_per_second: int = Field(
+        4096,
+        ge=0,
+        description="a download from S3 whose client takes less over a minute is cut off; 0: as slow as it likes",
     )
     gateway_store_wait_seconds: float = Field(
         5.0, ge=0, description="how long a download waits for its turn until it is 503"
@@ -82,11 +99,11 @@ class GatewaySettings(CommonSettings):
         description="whether a signed URL of a video answers 302 to whom media_delivery names, "
         "instead of passing the bytes on",
     )
-    gateway_public_url: str = Field(
-        "", description="where clients find the gateway, as they know it (`https://api.example`)"
-    )
     gateway_hsts_seconds: int = Field(
-        31_536_000, ge=0, description="how long browsers shall ask by https alone, if gateway_public_url is https"
+        0,
+        ge=0,
+        description="how long browsers shall ask by https alone (Strict-Transport-Security), if all clients may; "
+        "0: not told",
     )
     gateway_cors_origins: str = Field(
         "", description="sites whose pages may read answers (`https://a.example,http://localhost:5173`, or `*`)"
@@ -95,8 +112,7 @@ class GatewaySettings(CommonSettings):
     @property
     def hsts(self) -> str:
         """The value of Strict-Transport-Security (RFC 6797), or ""."""
-        secure = self.gateway_public_url.lower().startswith("https://") and self.gateway_hsts_seconds
-        return f"max-age={self.gateway_hsts_seconds}" if secure else ""
+        return f"max-age={self.gateway_hsts_seconds}" if self.gateway_hsts_seconds else ""
 
     @property
     def store_readers(self) -> int:

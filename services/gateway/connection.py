@@ -17,8 +17,8 @@ from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from services.gateway import heads, problems
-from services.gateway.capacity import Capacity, closing
+from services.gateway import cors, heads, problems
+from services.gateway.capacity import Capacity
 from services.gateway.drain import Drain
 from services.gateway.problems import Problem
 
@@ -30,7 +30,7 @@ MAX_FIELDS = 128
 class Connection(web.RequestHandler):
     """Serves one connection for ``server`` and tells ``drain`` of it; ``options`` as for aiohttp's."""
 
-    __slots__ = ("_answered", "_capacity", "_drain", "_head_begun", "_head_bytes", "_head_timer")
+    __slots__ = ("_answered", "_capacity", "_drain", "_head_begun", "_head_bytes", "_head_timer", "_origins")
 
     def __init__(self, server: web.Server, capacity: Capacity, drain: Drain, **options: object) -> None:
         super().__init__(
@@ -47,13 +47,12 @@ class Connection(web.RequestHandler):
         self._head_begun = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._origins: list[str] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serves the connection, or refuses it when there are too many."""
         assert isinstance(transport, asyncio.Transport)
-        assert self._manager is not None, "it is new"
-        if len(self._manager.connections) >= self._capacity.connections:
-            self._capacity.refuse(transport)
+        if not self._capacity.enter(self, transport):
             return
         super().connection_made(transport)
         self._drain.opened(self)
@@ -61,18 +60,27 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Starts and stops the clock of a head, and ends a body whose framing breaks."""
+        self._capacity.stirs(self)
         super().data_received(data)
         if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            self._find_origin(data)
             self._end_body()
         if not self._is_idle():  # a whole head came, or an earlier request is still being answered
             self._stop_timing()
         elif data.strip(b"\r\n"):  # empty lines may stand before a request (RFC 9112 section 2.2)
+            self._find_origin(data)
             self._head_begun = True
             self._head_bytes += len(data)
             if self._head_bytes > heads.MAX_HEAD_BYTES:
                 self._refuse(heads.too_large())
             elif self._head_timer is None:
                 self._time_head()
+
+    def _find_origin(self, data: bytes) -> None:
+        """For the answer to a head that aiohttp says nothing of. One that packets cut in two is not found."""
+        if not self._head_begun:
+            self._origins.clear()
+        self._origins += cors.origins_in(data)
 
     def _end_body(self) -> None:
         """Ends a body that cannot be read on: aiohttp would let its reader wait, and answer the rest."""
@@ -92,6 +100,7 @@ class Connection(web.RequestHandler):
         """The connection is closed, by whomever."""
         self._stop_timing()
         super().connection_lost(exc)
+        self._capacity.left(self)
         self._drain.closed(self)
 
     async def finish_response(
@@ -100,12 +109,17 @@ class Connection(web.RequestHandler):
         """Sends what is left of an answer."""
         sent = await super().finish_response(request, resp, start_time)
         self._answered = True
+        if not self._messages:
+            self._capacity.idles(self)
         return sent
 
-    def close_if_idle(self, *, also_new: bool) -> None:
-        """Closes it if nothing is being answered; one without a request so far only with ``also_new``."""
+    def close_if_idle(self, *, also_new: bool) -> bool:
+        """Closes it if nothing is being answered; one without a request so far only with ``also_new``. Whether it
+        does."""
         if self._is_idle() and (self._answered or also_new):
             self.force_close()
+            return True
+        return False
 
     def _time_head(self) -> None:
         self._head_timer = self._loop.call_later(self._capacity.head_seconds, self._head_is_late)
@@ -157,7 +171,7 @@ class Connection(web.RequestHandler):
             raise ConnectionError("half an answer is out already")
         if status >= 500:
             self.log_exception("unhandled error", exc_info=exc)
-        response = closing(_problem(status, exc), request.path)
+        response = self._capacity.edge.closing(_problem(status, exc), request.path, self._origins)
         response.force_close()
         return response
 

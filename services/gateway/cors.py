@@ -7,13 +7,14 @@ A preflight carries no token, so it is answered here, from the routes alone, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from aiohttp import web
 
 _ANY = "*"
 _MAX_AGE_SECONDS = 600
 _ORIGIN = re.compile(r"https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")
+_ORIGIN_FIELD = re.compile(rb"\norigin:[ \t]*([!-~]{1,300})[ \t]*\r?\n", re.IGNORECASE)
 _HINT = re.compile(r"x-[a-z0-9-]{1,64}")
 # Of a path whose route takes every method and sorts them out itself: tus and RUFH.
 _RESUMABLE = frozenset({"DELETE", "HEAD", "PATCH", "POST"})
@@ -24,10 +25,10 @@ ALLOWED_HEADERS = (
     "Upload-Draft-Interop-Version, Upload-Length, Upload-Metadata, Upload-Offset"
 )
 EXPOSED_HEADERS = (
-    "Accept-Ranges, Allow, Content-Disposition, Content-Length, Content-Range, ETag, Last-Modified, Location, "
-    "RateLimit, RateLimit-Policy, Retry-After, Tus-Checksum-Algorithm, Tus-Extension, Tus-Max-Size, "
-    "Tus-Resumable, Tus-Version, Upload-Complete, Upload-Concat, Upload-Draft-Interop-Version, Upload-Expires, "
-    "Upload-Length, Upload-Limit, Upload-Metadata, Upload-Offset, WWW-Authenticate, X-Request-Id"
+    "Accept-Patch, Accept-Post, Accept-Ranges, Allow, Content-Disposition, Content-Length, Content-Range, ETag, "
+    "Last-Modified, Location, RateLimit, RateLimit-Policy, Retry-After, Tus-Checksum-Algorithm, Tus-Extension, "
+    "Tus-Max-Size, Tus-Resumable, Tus-Version, Upload-Complete, Upload-Concat, Upload-Draft-Interop-Version, "
+    "Upload-Expires, Upload-Length, Upload-Limit, Upload-Metadata, Upload-Offset, WWW-Authenticate, X-Request-Id"
 )
 
 
@@ -52,7 +53,7 @@ class Cors:
             return None
         more = _hints(asked.get("Access-Control-Request-Headers", ""))
         headers = {"Allow": ", ".join(sorted({*methods, "OPTIONS"}))}
-        if self._allowed(request):
+        if self._allowed(asked.getall("Origin")):
             headers |= {
                 "Access-Control-Allow-Methods": ", ".join(sorted(methods)),
                 "Access-Control-Allow-Headers": ", ".join([ALLOWED_HEADERS, *more]),
@@ -60,22 +61,27 @@ class Cors:
             }
         return web.Response(status=204, headers=headers)
 
-    def add_to(self, response: web.StreamResponse, request: web.BaseRequest) -> None:
-        """Lets the page that asked read ``response``, a problem too."""
+    def add_to(self, response: web.StreamResponse, origins: Sequence[str]) -> None:
+        """Lets the page that asked read ``response``, a problem too. ``origins``: the request's Origin fields."""
         if not self._origins:
             return
         if _ANY not in self._origins:  # so that a cache keeps the answers to different pages apart
             vary = response.headers.get("Vary")
             response.headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
-        if allowed := self._allowed(request):
+        if allowed := self._allowed(origins):
             response.headers["Access-Control-Allow-Origin"] = allowed
             response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
 
-    def _allowed(self, request: web.BaseRequest) -> str:
+    def _allowed(self, origins: Sequence[str]) -> str:
         if _ANY in self._origins:
             return _ANY
-        origins = request.headers.getall("Origin", [])
         return origins[0] if len(origins) == 1 and origins[0] in self._origins else ""
+
+
+def origins_in(head: bytes) -> list[str]:
+    """The Origin fields of a head that is not read any further, or that cannot be. Whatever it says, the answer
+    may be read by the named sites alone."""
+    return [found.decode("ascii") for found in _ORIGIN_FIELD.findall(head)]
 
 
 def _methods(request: web.Request) -> frozenset[str] | None:

@@ -12,9 +12,9 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from services.gateway.bounds import rules_of
 from services.gateway.jsontext import parse_json
 from services.gateway.problems import FieldError, Problem, escape, invalid
+from services.gateway.rule_schemas import rules_of
 from services.gateway.scalars import ONE_TEXT, WRAPPERS, Wrong, scalar
 
 _MAX_ERRORS = 32

@@ -13,8 +13,9 @@ _SWEEP_SECONDS = 0.1
 class Leaving(Protocol):
     """A connection that can be told to go."""
 
-    def close_if_idle(self, *, also_new: bool) -> None:
-        """Closes it if nothing is being answered; one without a request so far only with ``also_new``."""
+    def close_if_idle(self, *, also_new: bool) -> bool:
+        """Closes it if nothing is being answered; one without a request so far only with ``also_new``. Whether it
+        does."""
 
 
 class Drain:

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from urllib.parse import quote, unquote
 
 from aiohttp import web
@@ -20,6 +21,7 @@ from services.common import context, tracing
 from services.common.errors import ServiceError
 from services.gateway import heads, interim, problems
 from services.gateway.clients import Clients
+from services.gateway.config import GatewaySettings
 from services.gateway.cors import Cors
 from services.gateway.drain import Drain
 from services.gateway.metering import BROKEN_OFF, CUT_OFF, RouteMetrics
@@ -50,26 +52,17 @@ HEADERS = {
 
 
 class Edge:
-    """The outermost middleware."""
+    """The outermost middleware, and what every answer carries."""
 
-    def __init__(
-        self,
-        drain: Drain,
-        *,
-        clients: Clients,
-        cors: Cors,
-        metrics: RouteMetrics,
-        max_path: int,
-        write_timeout: float,
-        hsts: str = "",
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, drain: Drain, metrics: RouteMetrics) -> None:
+        """Raises ValueError for settings that name no networks or origins."""
+        self.clients = Clients(settings.gateway_trusted_proxies)
         self._drain = drain
         self._metrics = metrics
-        self._clients = clients
-        self._cors = cors
-        self._headers = HEADERS | ({"Strict-Transport-Security": hsts} if hsts else {})
-        self._max_path = max_path
-        self._write_timeout = write_timeout
+        self._cors = Cors(settings.gateway_cors_origins)
+        self._headers = HEADERS | ({"Strict-Transport-Security": settings.hsts} if settings.hsts else {})
+        self._max_path = settings.gateway_max_path_bytes
+        self._write_timeout = settings.gateway_write_timeout_seconds
         self._limited: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
 
     def install(self, app: web.Application) -> None:
@@ -87,7 +80,7 @@ class Edge:
         started = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
         request_id = request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else secrets.token_hex(16)
-        request[CLIENT] = self._clients.address(request)
+        request[CLIENT] = self.clients.address(request)
         with context.serving(context.CallContext(None, request_id)):
             try:
                 heads.check(request)
@@ -127,12 +120,22 @@ class Edge:
         for name, value in self._headers.items():
             response.headers.setdefault(name, value)
         response.headers.setdefault("Cache-Control", "no-store")
-        self._cors.add_to(response, request)
+        self._cors.add_to(response, request.headers.getall("Origin", []))
         response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
         if self._drain.draining.is_set() or interim.waits_for_100(request) or heads.is_faulty(request):
             response.force_close()
             response.headers["Connection"] = "close"  # aiohttp has written its own already
         self._limit_silence(request)
+
+    def closing(self, problem: Problem, path: str, origins: Sequence[str]) -> web.Response:
+        """The answer to what never became a request; the connection ends behind it. ``origins``: its Origin
+        fields, as far as they could be read."""
+        request_id = secrets.token_hex(16)
+        response = problem.response(instance=path, request_id=request_id)
+        ends = {"Connection": "close", "Cache-Control": "no-store", "X-Request-Id": request_id}
+        response.headers.update(self._headers | ends)
+        self._cors.add_to(response, origins)
+        return response
 
     def _limit_silence(self, request: web.Request) -> None:
         """Lets the kernel cut off a client that takes nothing, see tcp(7): we would wait for ever."""

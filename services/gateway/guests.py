@@ -18,8 +18,8 @@ from aiohttp import web
 
 from services.common.keys import CHALLENGE_WRITE, MEDIA_READ, MEDIA_UPLOAD, sign
 from services.gateway import admission, encode, statuses
+from services.gateway.buckets import Buckets, Ticks
 from services.gateway.config import GatewaySettings
-from services.gateway.limits import Buckets, Ticks
 
 URL = "/api/v1/guest"
 _SCOPES = (MEDIA_UPLOAD, MEDIA_READ, CHALLENGE_WRITE)

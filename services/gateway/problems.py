@@ -14,7 +14,7 @@ from aiohttp import web
 
 from services.common.errors import ServiceError
 from services.common.status import INTERNAL_TEXT
-from services.gateway import ratelimit
+from services.gateway import quota_fields
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -139,7 +139,7 @@ def from_error(
     status = STATUS_BY_REASON.get(error.reason) or STATUS_BY_CODE.get(error.code, 500)
     if status == _CLIENT_LEFT:  # not this one: there is somebody to read this, so a service gave the call up
         status = STATUS_BY_CODE["UNAVAILABLE"]
-    headers = dict(ratelimit.of_error(error.metadata))
+    headers = dict(quota_fields.of_error(error.metadata))
     retry_after = error.retry_after
     if retry_after is None and status == STATUS_BY_CODE["UNAVAILABLE"]:
         retry_after = _DEFAULT_RETRY_SECONDS

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from google.protobuf.descriptor import Descriptor, EnumDescriptor
 from google.protobuf.descriptor import FieldDescriptor as F
 
-from services.gateway import bounds, enums
-from services.gateway.bounds import Schema
+from services.gateway import enums, rule_schemas
+from services.gateway.rule_schemas import Schema
 from services.gateway.scalars import WRAPPERS
 
 _INTEGERS = {
@@ -54,7 +54,7 @@ class Schemas:
 
     def required(self, descriptor: Descriptor) -> frozenset[str]:
         """The fields of a request that cannot be left out."""
-        return bounds.required(descriptor)
+        return rule_schemas.required(descriptor)
 
     def message(self, descriptor: Descriptor, *, request: bool, without: frozenset[str] = frozenset()) -> Schema:
         """The schema of an object. ``without``: fields that the path gives."""
@@ -73,17 +73,17 @@ class Schemas:
 
     def field(self, field: F, *, request: bool) -> Schema:
         """The schema of a field's value, with its comment and the bounds that the proto sets."""
-        rules = bounds.rules_of(field)
+        rules = rule_schemas.rules_of(field)
         message = field.message_type
         if message is not None and message.GetOptions().map_entry:
             value = self._single(message.fields_by_name["value"], request=request)
-            values = value | bounds.of_value(rules.map.values)
-            schema: Schema = {"type": "object", "additionalProperties": values} | bounds.of_map(rules)
+            values = value | rule_schemas.of_value(rules.map.values)
+            schema: Schema = {"type": "object", "additionalProperties": values} | rule_schemas.of_map(rules)
         elif field.is_repeated:
-            items = self._single(field, request=request) | bounds.of_value(rules.repeated.items)
-            schema = {"type": "array", "items": items} | bounds.of_list(rules)
+            items = self._single(field, request=request) | rule_schemas.of_value(rules.repeated.items)
+            schema = {"type": "array", "items": items} | rule_schemas.of_list(rules)
         else:
-            schema = self._single(field, request=request) | bounds.of_value(rules)
+            schema = self._single(field, request=request) | rule_schemas.of_value(rules)
             if not request and (field.has_presence or field.enum_type is not None):
                 schema = _or_null(schema)
         if comment := self._comments.get(field.full_name):

@@ -1,8 +1,4 @@
-"""Sends an object's bytes: by sendfile(2) from a local file, else piece by piece as the store gives them.
-
-Reading from a store holds one of its connections until the client has taken everything. There are not more of them
-than the store's client has, and that client waits for a free one without an end; so readers queue here, briefly.
-"""
+"""Sends an object's bytes: by sendfile(2) from a local file, else piece by piece as the store gives them."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
 
 from aiohttp import web
 
@@ -19,10 +14,10 @@ from services.gateway import problems
 from services.gateway.byteranges import Body, Part
 from services.gateway.openfiles import OpenFile, OpenFiles
 from services.gateway.problems import Problem
+from services.gateway.readers import Pace, Readers
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 2
 _SLICE = 16 << 20
 
 
@@ -50,13 +45,12 @@ class Answer(web.StreamResponse):
 
 
 class Sender:
-    """``readers``: how many may read from a remote store at once; ``patience``: seconds to wait for one to end."""
+    """Sends objects of ``store``; ``readers`` take turns where that is a remote one."""
 
-    def __init__(self, store: ObjectStore, *, readers: int, patience: float) -> None:
+    def __init__(self, store: ObjectStore, readers: Readers) -> None:
         self._store = store
         self._files = OpenFiles()
-        self._readers = asyncio.Semaphore(readers)
-        self._patience = patience
+        self._readers = readers
 
     def close(self) -> None:
         """Lets go of the files that stay open between requests."""
@@ -64,7 +58,7 @@ class Sender:
 
     async def send(self, request: web.Request, answer: Answer, key: str, size: int, body: Body) -> None:
         """Sends ``body``, of the object ``key`` that has ``size`` bytes by its record. Raises, while nothing is
-        sent, Problem (503: too many read) and NotFound; EOFError when the object ends before its record does."""
+        sent, Problem (429, 503: too many read) and NotFound; EOFError if the object ends before its record."""
         file = await self._local(key)
         if file is not None:
             with file:
@@ -73,8 +67,8 @@ class Sender:
                     raise problems.internal()
                 await _send_file(request, answer, file, body)
         else:
-            async with self._reader():
-                await self._send_pieces(request, answer, key, body)
+            async with self._readers.turn(request) as pace:
+                await self._send_pieces(request, answer, key, body, pace)
 
     async def _local(self, key: str) -> OpenFile | None:
         if known := self._files.known(key):
@@ -87,24 +81,7 @@ class Sender:
         except FileNotFoundError:
             raise Problem(404, "FILE_GONE", "the file's bytes are no longer there") from None
 
-    @contextlib.asynccontextmanager
-    async def _reader(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._patience):
-                await self._readers.acquire()
-        except TimeoutError:
-            raise Problem(
-                503,
-                "TOO_MANY_READERS",
-                "too many files are being read; try again",
-                headers={"Retry-After": str(_RETRY_SECONDS)},
-            ) from None
-        try:
-            yield
-        finally:
-            self._readers.release()
-
-    async def _send_pieces(self, request: web.Request, answer: Answer, key: str, body: Body) -> None:
+    async def _send_pieces(self, request: web.Request, answer: Answer, key: str, body: Body, pace: Pace) -> None:
         for part in body.parts:
             async with contextlib.aclosing(self._store.read(key, part.start, part.end)) as pieces:
                 first = await anext(pieces, b"")  # NotFound comes here, while an answer is still possible
@@ -112,8 +89,11 @@ class Sender:
                     raise EOFError("the object ended before its record does")
                 if not answer.prepared:
                     await answer.prepare(request)
-                await answer.send(part.head + first if part.head else first)
+                first = part.head + first if part.head else first
+                pace.give(len(first))
+                await answer.send(first)
                 async for piece in pieces:
+                    pace.give(len(piece))
                     await answer.send(piece)
         await _finish(answer, body)
 

@@ -12,7 +12,7 @@ from services.gateway.capacity import Capacity
 from services.gateway.config import GatewaySettings
 from services.gateway.connection import Connection
 from services.gateway.drain import Drain
-from services.gateway.edge import AccessLogger
+from services.gateway.edge import AccessLogger, Edge
 from services.gateway.heads import judging
 from services.gateway.interim import keeping_expect
 from services.gateway.listening import Listener, listen
@@ -36,15 +36,18 @@ class HttpServer:
         self,
         app: web.Application,
         settings: GatewaySettings,
+        edge: Edge,
         drain: Drain,
         metrics: RouteMetrics,
         member: Member | None = None,
     ) -> None:
         self.port = 0
+        self._edge = edge
         self._drain = drain
         self._member = member
         self._address = settings.gateway_listen
         self._most = settings.gateway_max_connections
+        self._most_of_one = settings.gateway_max_connections_address
         self._head_seconds = settings.gateway_head_seconds
         self._capacity: Capacity | None = None
         self._listener: Listener | None = None
@@ -67,7 +70,11 @@ class HttpServer:
         server = self._runner.server
         assert server is not None, "it was set up"
         server.request_factory = judging(keeping_expect(server.request_factory))
-        self._capacity = Capacity(connections=connections_allowed(self._most), head_seconds=self._head_seconds)
+        most = connections_allowed(self._most)
+        of_one = max(1, self._most_of_one * most // self._most)  # where all are fewer, nobody's part grows
+        self._capacity = Capacity(
+            self._edge, connections=most, per_address=of_one, head_seconds=self._head_seconds
+        )
         new = functools.partial(Connection, server, self._capacity, self._drain, **self._options)
         self._listener = Listener(sockets, new)
 

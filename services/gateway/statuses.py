@@ -51,6 +51,7 @@ OF_CHUNKS = _OF_UPLOADS | {
     "CHUNK_SUPERSEDED a newer request sends the same chunk",
 }
 _OF_BYTES: dict[int, str] = dict.fromkeys((400, 401, 403, 412, 416, 500, 504), "") | {
+    429: "TOO_MANY_REQUESTS the player, or the address, asks too often; TOO_MANY_DOWNLOADS so many run already",
     503: "TOO_MANY_READERS too many bodies are sent at once; UNAVAILABLE a service is away",
 }
 OF_FILES = _OF_BYTES | {

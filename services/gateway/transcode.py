@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from services.common.channel import server_stream
 from services.common.status import from_rpc_error
-from services.gateway import bodies, callers, encode, problems, ratelimit, sse
+from services.gateway import bodies, callers, encode, problems, quota_fields, sse
 from services.gateway.config import GatewaySettings
 from services.gateway.decode import Decoder
 from services.gateway.drain import Drain
@@ -64,7 +64,7 @@ class Transcoder:
         return web.Response(
             body=encode.dumps(self._render(response)),
             content_type=bodies.JSON,
-            headers=dict(ratelimit.of_answer(await call.trailing_metadata() or ())),
+            headers=dict(quota_fields.of_answer(await call.trailing_metadata() or ())),
         )
 
     @property

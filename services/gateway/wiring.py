@@ -19,9 +19,10 @@ from services.common.objects import ObjectStore
 from services.common.playback import PlaybackSigner
 from services.common.tls import Tls
 from services.gateway import app, contract, routes
+from services.gateway.buckets import Ticks
 from services.gateway.config import GatewaySettings
 from services.gateway.drain import Drain
-from services.gateway.limits import Ticks
+from services.gateway.edge import Edge
 from services.gateway.member import Member
 from services.gateway.metering import RouteMetrics
 from services.gateway.server import HttpServer
@@ -50,6 +51,7 @@ async def build(
     tls, drain = Tls.from_settings(settings), Drain()
     registry, metrics = new_registry(), RouteMetrics()
     registry.register(metrics)
+    edge = Edge(settings, drain, metrics)
     async with AsyncExitStack() as stack:
         channels, streams = {}, {}
         for name, target in targets.items():
@@ -66,10 +68,11 @@ async def build(
             store=store,
             signer=signer or PlaybackSigner.from_file(settings.playback_keys_file),
             settings=settings,
+            edge=edge,
             drain=drain,
             metrics=metrics,
             clock=clock,
             verifier=TokenVerifier.from_settings(settings, service="gateway"),
             ticks=ticks,
         )
-        yield App(HttpServer(application, settings, drain, metrics, member), metrics=registry)
+        yield App(HttpServer(application, settings, edge, drain, metrics, member), metrics=registry)

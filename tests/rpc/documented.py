@@ -24,6 +24,7 @@ NO_OPERATION = frozenset(
         "METHOD_NOT_ALLOWED",
         "METHOD_NOT_SUPPORTED",
         "ROUTE_NOT_FOUND",
+        "TOO_MANY_CONNECTIONS",
         "UNKNOWN_TRANSFER_CODING",
         "VERSION_NOT_SUPPORTED",
     }

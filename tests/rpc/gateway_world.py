@@ -165,9 +165,11 @@ async def open_world(
 
 
 @asynccontextmanager
-async def connection(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A bare connection to the gateway, closed at the end of the block."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def connection(
+    port: int, *, source: str = "127.0.0.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A bare connection to the gateway from the address ``source``, closed at the end of the block."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
     try:
         yield reader, writer
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from asyncio import StreamReader
+from asyncio import StreamReader, StreamWriter
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from services.common.keys import KeyRing
 from services.gateway.server import connections_allowed
 from tests.rpc.gateway_world import World, connection, open_world
-from tests.rpc.raw_http import HEALTH, answer, ended
+from tests.rpc.raw_http import HEALTH, answer, ended, exchange
 
 PART = b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\nX-Sl"
 LONG = 60.0
@@ -99,14 +99,27 @@ async def test_streams_and_bodies_outlast_the_time_of_a_head(keys: KeyRing, tmp_
             await asyncio.wait_for(events.readuntil(b'"status":"in_progress"'), 10)
 
 
+async def watching(stack: AsyncExitStack, world: World) -> StreamWriter:
+    """A connection that does not idle: it has an event stream."""
+    upload = world.uploads.add("alice", "a.mp4", 4, 4)
+    reader, writer = await stack.enter_async_context(connection(world.port))
+    token = f"Host: x\r\nAuthorization: {world.auth()['Authorization']}\r\n"
+    writer.write(f"GET /api/v1/upload/{upload.session_id}/events HTTP/1.1\r\n{token}\r\n".encode())
+    await asyncio.wait_for(reader.readuntil(b'"status":"pending"'), 10)
+    return writer
+
+
+async def idling(stack: AsyncExitStack, world: World) -> tuple[StreamReader, StreamWriter]:
+    """A connection that has had its answer."""
+    reader, writer = await stack.enter_async_context(connection(world.port))
+    writer.write(HEALTH)
+    assert (await answer(reader)).status == 200
+    return reader, writer
+
+
 async def test_one_connection_too_many_is_503_until_another_ends(keys: KeyRing, tmp_path: Path) -> None:
     async with open_world(keys, tmp_path, gateway_max_connections=2) as world, AsyncExitStack() as stack:
-        writers = []
-        for _ in range(2):
-            reader, writer = await stack.enter_async_context(connection(world.port))
-            writer.write(HEALTH)
-            assert (await answer(reader)).status == 200
-            writers.append(writer)
+        writers = [await watching(stack, world) for _ in range(2)]
         for _ in range(200):  # more than are refused at once: each is let go
             async with connection(world.port) as (reader, writer):
                 writer.write(HEALTH)
@@ -117,7 +130,6 @@ async def test_one_connection_too_many_is_503_until_another_ends(keys: KeyRing, 
             async with connection(world.port) as (reader, writer):
                 writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4194304\r\n\r\n" + bytes(4 << 20))
                 await refused(reader, 503, "TOO_MANY_CONNECTIONS")
-        writers[0].write(HEALTH)
         writers[1].close()
         async with asyncio.timeout(10):
             status = 503
@@ -130,16 +142,87 @@ async def test_one_connection_too_many_is_503_until_another_ends(keys: KeyRing, 
 
 async def test_a_flood_does_not_hang(keys: KeyRing, tmp_path: Path) -> None:
     async with open_world(keys, tmp_path, gateway_max_connections=1) as world, AsyncExitStack() as stack:
-        first, asking = await stack.enter_async_context(connection(world.port))
-        asking.write(HEALTH)
-        assert (await answer(first)).status == 200
+        held = await watching(stack, world)
         silent = [await stack.enter_async_context(connection(world.port)) for _ in range(200)]
         for reader, _ in silent:  # they are ended by time or number, answered or not
             async with asyncio.timeout(10):
                 with suppress(ConnectionError):
                     assert await reader.read() == b""
+        held.close()
+        async with asyncio.timeout(10):
+            while (await exchange(world.port, HEALTH)).status != 200:
+                continue
+
+
+async def test_the_connection_that_idles_longest_makes_room(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path, gateway_max_connections=3) as world, AsyncExitStack() as stack:
+        await watching(stack, world)
+        first, asking = await idling(stack, world)
+        second, _ = await idling(stack, world)
+        asking.write(HEALTH)  # now the other one idles longer
+        assert (await answer(first)).status == 200
+        assert (await exchange(world.port, HEALTH)).status == 200
+        assert await ended(second) == b""
         asking.write(HEALTH)
         assert (await answer(first)).status == 200
+        asking.write(PART)  # who has begun to ask does not idle
+        await watching(stack, world)
+        async with connection(world.port) as (reader, writer):
+            writer.write(HEALTH)
+            await refused(reader, 503, "TOO_MANY_CONNECTIONS")
+        asking.write(b"ow: 1\r\n\r\n")
+        assert (await answer(first)).status == 200
+
+
+async def test_one_address_cannot_take_all_connections_but_a_proxy_may(keys: KeyRing, tmp_path: Path) -> None:
+    limits: dict[str, Any] = {"gateway_max_connections": 10, "gateway_max_connections_address": 2}
+    async with open_world(keys, tmp_path / "1", **limits) as world, AsyncExitStack() as stack:
+        await watching(stack, world)
+        idle, _ = await idling(stack, world)
+        held = await watching(stack, world)
+        assert await ended(idle) == b"", "its own idle one makes room first"
+        async with connection(world.port) as (reader, writer):
+            writer.write(HEALTH)
+            await refused(reader, 503, "TOO_MANY_CONNECTIONS")
+        elsewhere = await stack.enter_async_context(connection(world.port, source="127.0.0.2"))
+        elsewhere[1].write(HEALTH)
+        assert (await answer(elsewhere[0])).status == 200
+        held.close()
+        async with asyncio.timeout(10):
+            while (await exchange(world.port, HEALTH)).status != 200:
+                continue
+    limits["gateway_trusted_proxies"] = "127.0.0.1"
+    async with open_world(keys, tmp_path / "2", **limits) as world, AsyncExitStack() as stack:
+        for _ in range(5):
+            await watching(stack, world)
+
+
+@pytest.mark.parametrize("allowed", ["*", "https://a.example,https://b.example"])
+async def test_answers_to_what_never_became_a_request_carry_what_all_do(
+    keys: KeyRing, tmp_path: Path, allowed: str
+) -> None:
+    limits: dict[str, Any] = {"gateway_max_connections": 2, "gateway_head_seconds": 0.5}
+    more: dict[str, Any] = {"gateway_hsts_seconds": 60, "gateway_cors_origins": allowed}
+    page = b"Host: x\r\nOrigin: https://b.example\r\n"
+    sent = {
+        400: b"GET / HTTP/1.1\r\n" + page + b"Bad Header\r\n\r\n",
+        408: b"GET / HTTP/1.1\r\n" + page,
+        414: b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + page + b"\r\n",
+        431: b"GET / HTTP/1.1\r\n" + page + b"X: " + b"a" * 17000 + b"\r\n\r\n",
+        503: b"GET / HTTP/1.1\r\n" + page + b"\r\n",
+    }
+    async with open_world(keys, tmp_path, **limits, **more) as world, AsyncExitStack() as stack:
+        for status, data in sent.items():
+            if status == 503:
+                for _ in range(2):
+                    await watching(stack, world)
+            for origin, told in ((b"b", "https://b.example"), (b"evil", None)):
+                got = await exchange(world.port, data.replace(b"//b.", b"//%s." % origin))
+                assert (got.status, got.problem["status"]) == (status, status)
+                assert got.headers.get("access-control-allow-origin") == ("*" if allowed == "*" else told), status
+                assert got.headers.get("vary") == (None if allowed == "*" else "Origin")
+                assert got.headers["strict-transport-security"] == "max-age=60"
+                assert got.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(

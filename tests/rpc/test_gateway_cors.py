@@ -49,7 +49,9 @@ async def test_an_answer_may_be_read_by_the_named_sites_alone(
         async with world.call(method, path, user=user, headers=headers) as response:
             assert response.status == status
             assert response.headers.get("Access-Control-Allow-Origin") == allowed
-            assert ("ETag" in response.headers.get("Access-Control-Expose-Headers", "")) == (allowed is not None)
+            exposed = response.headers.get("Access-Control-Expose-Headers", "").split(", ")
+            for name in ("ETag", "Accept-Post", "Accept-Patch"):
+                assert (name in exposed) == (allowed is not None)
             assert "Access-Control-Allow-Credentials" not in response.headers
             assert "Origin" in response.headers["Vary"]
 
@@ -126,19 +128,8 @@ async def test_a_page_of_another_site_may_show_media_and_nothing_else(keys: KeyR
                 assert "Strict-Transport-Security" not in response.headers
 
 
-@pytest.mark.parametrize(
-    ("url", "seconds", "told"),
-    [
-        ("https://api.example", 60, "max-age=60"),
-        ("HTTPS://api.example/", 31_536_000, "max-age=31536000"),
-        ("http://localhost:8080", 60, None),
-        ("https://api.example", 0, None),
-    ],
-)
-async def test_browsers_stay_with_https_where_clients_have_it(
-    keys: KeyRing, tmp_path: Path, url: str, seconds: int, told: str | None
-) -> None:
-    async with open_world(keys, tmp_path, gateway_public_url=url, gateway_hsts_seconds=seconds) as world:
+async def test_browsers_stay_with_https_where_clients_have_it(keys: KeyRing, tmp_path: Path) -> None:
+    async with open_world(keys, tmp_path, gateway_hsts_seconds=60) as world:
         for path in ("/api/v1/health", "/nowhere"):
             async with world.call("GET", path, user="") as response:
-                assert response.headers.get("Strict-Transport-Security") == told
+                assert response.headers["Strict-Transport-Security"] == "max-age=60"

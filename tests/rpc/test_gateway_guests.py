@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from services.common.keys import ALL_SCOPES, KeyRing
-from services.gateway.limits import SECOND
+from services.gateway.buckets import SECOND
 from tests.rpc.gateway_world import World, open_world
 
 LIMITS: dict[str, Any] = {"gateway_requests_per_second_user": 200, "gateway_requests_per_second_address": 100}

@@ -13,7 +13,7 @@ from services.common.errors import Unauthenticated
 from services.common.identity import ServiceTokens
 from services.common.keys import KeyRing
 from services.gateway import callers
-from services.gateway.limits import SECOND
+from services.gateway.buckets import SECOND
 from tests.rpc.fake_uploads import NOW
 from tests.rpc.gateway_world import World, open_world
 from tests.unit.test_common_identity import BAD, REFUSAL, Forge

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ import pytest
 from services.common.adapters.s3_bucket import S3Bucket
 from services.common.adapters.s3_objects import S3ObjectStore
 from services.common.keys import KeyRing
+from services.gateway import readers
 from services.gateway.config import GatewaySettings
 from services.gateway.openfiles import OpenFile, OpenFiles
+from tests.rpc.fake_uploads import NOW
 from tests.rpc.gateway_world import World, connection, open_world
 
 CONTENT = os.urandom(1 << 20) * 16
 
 
-async def begun(stack: AsyncExitStack, world: World, url: str) -> asyncio.StreamWriter:
+async def begun(
+    stack: AsyncExitStack, world: World, url: str, *, user: str = "alice", source: str = "127.0.0.1"
+) -> asyncio.StreamWriter:
     """A download of which the first line was taken, and nothing else."""
-    reader, writer = await stack.enter_async_context(connection(world.port))
-    token = world.auth()["Authorization"]
-    writer.write(f"GET {url} HTTP/1.1\r\nHost: x\r\nAuthorization: {token}\r\n\r\n".encode())
+    reader, writer = await stack.enter_async_context(connection(world.port, source=source))
+    fields = "".join(f"{name}: {value}\r\n" for name, value in (world.auth(user) if user else {}).items())
+    writer.write(f"GET {url} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode())
     assert b" 200 " in await asyncio.wait_for(reader.readline(), 10)
     return writer
 
@@ -52,6 +57,92 @@ async def test_a_reader_too_many_is_refused_and_not_left_waiting(
             response = await waiting
         assert (response.status, await response.read()) == (206, CONTENT[:2])
         response.release()
+
+
+async def refused(world: World, url: str, user: str = "alice") -> str:
+    """What somebody is told who has their part of the readers."""
+    async with world.call("GET", url, user) as response:
+        assert (response.status, response.headers["Retry-After"]) == (429, "2")
+        document = await response.json(content_type=None)
+    assert document["reason"] == "TOO_MANY_DOWNLOADS"
+    return str(document["detail"])
+
+
+async def test_nobody_has_more_than_their_part_of_the_readers(keys: KeyRing, tmp_path: Path) -> None:
+    limits: dict[str, Any] = {"gateway_store_readers_user": 2, "gateway_store_readers_address": 1}
+    async with open_world(keys, tmp_path, remote=True, **limits) as world, AsyncExitStack() as stack:
+        id_ = await world.add_video(CONTENT, public=True)
+        url = f"/api/v1/media/stream/{id_}"
+        signed = url + "?" + world.signer.sign(id_, now=NOW.seconds, ttl=60).query()
+        leaving = await begun(stack, world, url)
+        await begun(stack, world, url)
+        renewed = {"Authorization": "Bearer " + keys.player_token("alice", ttl=999)}
+        async with world.call("GET", url, headers=renewed) as response:
+            assert response.status == 429, "another token makes no other player"
+        assert "this user has 2 downloads" in await refused(world, url)
+        async with world.call("HEAD", url) as response:
+            assert response.status == 200
+        await begun(stack, world, url, user="bob")
+        await begun(stack, world, signed, user="")
+        assert "this address has 1 downloads" in await refused(world, signed, "")
+        await begun(stack, world, signed, user="", source="127.0.0.2")
+        leaving.transport.abort()
+        async with asyncio.timeout(10):
+            status = 429
+            while status == 429:
+                async with world.call("GET", url, headers={"Range": "bytes=0-1"}) as response:
+                    status = int(response.status)
+        assert status == 206
+
+
+async def test_who_takes_next_to_nothing_loses_the_turn(
+    keys: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(readers, "_PERIOD_SECONDS", 0.5)
+    caplog.set_level(logging.INFO)
+    limits: dict[str, Any] = {"gateway_store_readers": 1, "gateway_store_least_bytes_per_second": 100_000}
+    async with open_world(keys, tmp_path, remote=True, **limits) as world, AsyncExitStack() as stack:
+        url = f"/api/v1/media/stream/{await world.add_video(CONTENT * 2)}"
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port, limit=1024)
+        stack.callback(writer.close)
+        writer.write(f"GET {url} HTTP/1.1\r\nHost: x\r\nAuthorization: ".encode())
+        writer.write(world.auth()["Authorization"].encode() + b"\r\n\r\n")
+
+        async def drip() -> None:
+            while await reader.read(512):
+                await asyncio.sleep(0.05)  # 10 kB/s
+
+        dripping = asyncio.create_task(drip())
+        await asyncio.wait_for(world.remote.read_ended.wait(), 20)
+        dripping.cancel()
+        await asyncio.wait({dripping})
+        async with world.call("GET", url, headers={"Range": "bytes=0-1"}) as response:
+            assert response.status == 206, "the turn is another's"
+    assert any("too slow" in record.getMessage() for record in caplog.records)
+
+
+async def test_who_waits_for_the_store_is_not_slow(
+    keys: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, judge = asyncio.Semaphore(0), readers.Pace._judge
+
+    def judging(pace: readers.Pace) -> None:
+        judge(pace)
+        judged.release()
+
+    async def slow(*_asked: Any) -> AsyncIterator[bytes]:
+        for piece in (b"ab", b"cd", b"ef"):
+            yield piece
+            for _ in range(3):
+                await judged.acquire()
+
+    monkeypatch.setattr(readers.Pace, "_judge", judging)
+    monkeypatch.setattr(readers, "_PERIOD_SECONDS", 0.05)
+    async with open_world(keys, tmp_path, remote=True, gateway_store_least_bytes_per_second=1 << 40) as world:
+        url = f"/api/v1/media/stream/{await world.add_video(b'abcdef')}"
+        monkeypatch.setattr(world.remote, "read", slow)
+        async with asyncio.timeout(20), world.call("GET", url) as response:
+            assert await response.read() == b"abcdef"
 
 
 def test_there_are_always_fewer_readers_than_connections() -> None:

@@ -424,9 +424,12 @@ async def test_a_service_that_is_away_is_503_and_health_says_which(world: World)
         assert (response.status, (await response.json())["status"]) == (200, "healthy")
     await world.servers["challenge"].stop(0)
     await problem(world.call("GET", CHALLENGES), 503)
-    async with world.call("GET", "/api/v1/health", user="") as response:
-        assert response.status == 503
-        services = (await response.json())["services"]
+    async with asyncio.timeout(10):
+        status = 200
+        while status == 200:  # what was found holds for a second
+            async with world.call("GET", "/api/v1/health", user="") as response:
+                status, services = response.status, (await response.json())["services"]
+    assert status == 503
     assert services == {"upload": "serving", "merge": "serving", "challenge": "unreachable"}
     await world.gateway.server.set_serving(False)
     async with world.call("GET", "/api/v1/health", user="") as response:

@@ -333,6 +333,24 @@ async def test_a_connection_that_only_seems_alive_does_not_hold_an_upload(world:
     assert upload_of(world, url).status == upload_pb2.UPLOAD_STATUS_COMPLETED
 
 
+async def test_who_comes_back_with_a_new_token_ends_the_old_append_and_nobody_else_does(world: World) -> None:
+    upload = world.uploads.add("alice", "clip.mp4", len(CONTENT), 7, mime_type="video/mp4")
+    url = URL + upload.session_id
+    async with connection(world.port) as (reader, writer):
+        writer.write(raw_patch(world, url, 0, len(CONTENT)) + CONTENT[:7])
+        await asyncio.wait_for(world.uploads.data_came.wait(), 10)
+        async with world.call("HEAD", url, "bob", headers=TUS) as response:
+            assert response.status == 404
+        assert not world.uploads.call_ended.is_set()
+        renewed = {"Authorization": "Bearer " + world.keys.player_token("alice", ttl=999)}
+        assert renewed != world.auth()
+        async with world.call("HEAD", url, headers=TUS | renewed) as response:
+            assert (response.status, response.headers["Upload-Offset"]) == (200, "7")
+        assert world.uploads.call_ended.is_set()
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+
+
 async def test_with_a_checksum_a_broken_body_leaves_nothing(world: World) -> None:
     url = await create(world)
     more = f"Upload-Checksum: {checksum(CONTENT)['Upload-Checksum']}\r\n"

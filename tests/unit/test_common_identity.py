@@ -226,7 +226,10 @@ async def test_a_service_token_serves_one_audience_and_is_made_once(keys: KeyRin
     assert tokens.token("upload") == tokens.token("upload") != tokens.token("challenge")
 
 
-async def test_a_retired_key_stops_counting_and_its_successor_starts(tmp_path: Path) -> None:
+async def test_a_retired_key_stops_counting_and_its_successor_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.common.keys._LOOK_SECONDS", 0.0)
     old, new = KeyRing.create(tmp_path / "old"), KeyRing.create(tmp_path / "new")
     verifier = TokenVerifier.from_settings(CommonSettings(**old.settings()), service="upload")
     token = old.player_token("alice")

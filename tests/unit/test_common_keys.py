@@ -18,7 +18,10 @@ def _jwks(folder: Path) -> tuple[Path, dict[str, Any]]:
     return path, json.loads(path.read_text())["keys"][0]
 
 
-async def test_a_changed_file_is_read_again_and_a_broken_one_keeps_the_keys(tmp_path: Path) -> None:
+async def test_a_changed_file_is_read_again_and_a_broken_one_keeps_the_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.common.keys._LOOK_SECONDS", 0.0)
     path, first = _jwks(tmp_path / "a")
     _, second = _jwks(tmp_path / "b")
     keys = KeySet(str(path), "EdDSA")

@@ -1,4 +1,4 @@
-"""What a service says of its limits, as the header fields RateLimit and RateLimit-Policy.
+"""What a service says of its quotas, as the header fields RateLimit and RateLimit-Policy.
 
 See draft-ietf-httpapi-ratelimit-headers-10: ``RateLimit-Policy: "initiates";q=30;w=60`` is the limit, and
 ``RateLimit: "initiates";r=0;t=12`` what is left of it and the seconds until there is more. A refusal tells the

@@ -7,7 +7,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.limits import SECOND, Buckets
+from services.gateway.buckets import SECOND, Buckets
 
 RATES = (0.5, 1.0, 4.0, 10.0, 200.0)  # whose intervals are whole nanoseconds
 STEPS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3 * SECOND)), max_size=60)
