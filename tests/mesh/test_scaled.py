@@ -19,10 +19,11 @@ from mesh import demo
 from mesh.narrator import Narrator
 from mesh.topology import Options
 from tests.mesh.harness import Harness
+from tests.postgres import PostgresServer
 
 pytestmark = pytest.mark.xdist_group("mesh")
 
-SHAPE = ("--scale", "upload=2,merge=2,gateway=2", "--nats", "3", "--s3")
+SHAPE = ("--scale", "upload=2,merge=2,challenge=2,gateway=2", "--nats", "3", "--s3")
 WORKERS = 3
 # Every call is a line in the log of the process that served it.
 TELLING = {"TWOTRUTHS_LOG_LEVEL": "DEBUG"}
@@ -42,7 +43,8 @@ class Killer:
             self.pids[name] = self._mesh.kill(name)
 
     def merging(self) -> None:
-        """Begins to wait for a worker that has a job: then it, the controller and the leader of the jobs die."""
+        """Begins to wait for a worker that has a job: then it, a controller, a challenge service and the leader of
+        the jobs die."""
         if not self.tasks:
             self.tasks.append(asyncio.create_task(self._while_a_job_is_done()))
 
@@ -50,7 +52,7 @@ class Killer:
         leader = (await streams(self._mesh))["JOBS"][0]
         while not (busy := self._mesh.busy_workers()):
             await asyncio.sleep(0.005)
-        for name in (next(iter(busy)), leader, "merge-1"):
+        for name in (next(iter(busy)), leader, "merge-1", "challenge-1"):
             self.kill(name)
 
 
@@ -124,13 +126,14 @@ async def served_again(mesh: Harness, merge_session_id: str) -> None:
 
 
 async def test_the_demo_goes_on_while_one_of_each_is_killed(
-    tmp_path: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, postgres_server: PostgresServer
 ) -> None:
-    own = Harness(tmp_path, WORKERS, *SHAPE, settings=TELLING)
+    database = {"TWOTRUTHS_CHALLENGE_DATABASE_URL": await postgres_server.migrated_database()}
+    own = Harness(tmp_path, WORKERS, *SHAPE, settings=TELLING | database)
     try:
         own.wait_until_healthy()
         shape = Counter(name.partition("-")[0] for name in own.info.processes)
-        assert shape == {"nats": 3, "s3": 1, "upload": 2, "merge": 2, "challenge": 1, "worker": 3, "gateway": 2}
+        assert shape == {"nats": 3, "s3": 1, "upload": 2, "merge": 2, "challenge": 2, "worker": 3, "gateway": 2}
         assert {replicas for _, replicas in (await streams(own)).values()} == {3}
         killer = Killer(own)
         monkeypatch.setattr(demo, "Narrator", killing_narrator(killer))
@@ -142,7 +145,7 @@ async def test_the_demo_goes_on_while_one_of_each_is_killed(
         assert verdict == ""
         assert [segment["frame_count"] for segment in json.loads(report)["segments"]] == [30, 36, 24]
         kinds = sorted(name.partition("-")[0] for name in killer.pids)
-        assert kinds == ["gateway", "merge", "nats", "upload", "worker"]
+        assert kinds == ["challenge", "gateway", "merge", "nats", "upload", "worker"]
         assert killer.percentages == sorted(killer.percentages)  # whichever controller said it
         for name, pid in killer.pids.items():
             assert await own.restarted(name, pid) != pid

@@ -38,7 +38,7 @@ def test_numbers_are_read_by_name() -> None:
         (["--scale", "merge-worker=65"], "merge-worker takes a number from 1 to 64"),
         (["--scale", "upload=2,upload=2"], "upload is there twice"),
         (["--scale", "upload=2"], "several uploads need --s3"),
-        (["--scale", "challenge=2"], "several challenges need a PostgreSQL: set TWOTRUTHS_CHALLENGE_DATABASE_URL"),
+        (["--scale", "challenge=2"], "several challenges need PostgreSQL: set TWOTRUTHS_CHALLENGE_DATABASE_URL"),
         (["--scale", "merge-worker=2", "--workers", "2"], "--workers 2 is short for --scale merge-worker=2"),
         (["--nats", "2"], "--nats takes 1 or 3, not 2"),
     ],
