@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 REQUEST_ID = web.RequestKey("request_id", str)
 CLIENT = web.RequestKey("client", object)  # Address | None
 _RESPONSE = web.RequestKey("response", web.StreamResponse)
-_BROKEN = web.RequestKey("broken", bool)
+_COUNTED_AS = web.RequestKey("counted_as", int)  # instead of the status that went out
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 # Parameters that are permissions: whoever reads them in a log could use them.
 _SECRET = re.compile(
@@ -107,9 +107,10 @@ class Edge:
             problem = _problem(request, error)
             return problem.response(instance=request.path, request_id=request[REQUEST_ID])
         # Half an answer is out: only a broken connection can tell the client that the rest will not come.
+        request[_COUNTED_AS] = CUT_OFF
         if not isinstance(error, ConnectionError | TimeoutError):
             log.error("an answer broke off", exc_info=error, extra={"data": {"path": redacted(request.raw_path)}})
-            request[_BROKEN] = True
+            request[_COUNTED_AS] = BROKEN_OFF
             tracing.current().fail("broken_off")
         if request.transport is not None:
             request.transport.abort()
@@ -175,8 +176,7 @@ class AccessLogger(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Counts it and writes the line."""
-        status = BROKEN_OFF if _BROKEN in request else response.status
-        self._metrics.count(request, status, time, response.body_length)
+        self._metrics.count(request, request.get(_COUNTED_AS, response.status), time, response.body_length)
         data = {
             "method": request.method,
             "path": redacted(request.raw_path),

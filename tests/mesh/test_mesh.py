@@ -113,11 +113,11 @@ async def test_a_killed_workers_job_is_finished_by_another_once(mesh: Harness, c
         await mesh.restarted(name, pid)
     assert_video(mesh, session)
     record = await mesh.record("alice", merge_id)
-    # What it was at, a probe beside another job perhaps, was delivered again once, as the same attempt: nothing
-    # failed, and every unit has one result.
+    # What it was at, a probe and something urgent beside an encode at most, was delivered again once, as the same
+    # attempt: nothing failed, and every unit has one result.
     deliveries = Counter(unit.deliveries for unit in record.units)
     assert deliveries.keys() == {1, 2}
-    assert deliveries[2] <= len(children)
+    assert deliveries[2] <= 3
     assert {unit.attempt for unit in record.units} == {1}
     assert len(mesh.objects(f"merges/{merge_id}")) == len(clips)
 

@@ -57,7 +57,7 @@ async def at_rest(mesh: Harness) -> dict[str, Samples]:
         while True:
             told = await scrape_all(mesh)
             lanes = [value for (name, _), value in told["merge"].items() if name.startswith("merge_queue_")]
-            assert len(lanes) == 3 * 9, "depth, running and age of three kinds at three priorities, empty ones too"
+            assert len(lanes) == 4 * 9, "depth, running, ages of three kinds at three priorities, empty ones too"
             if not any(lanes):
                 return told
             await asyncio.sleep(0.1)
