@@ -181,7 +181,8 @@ async def check(engine: Engine, folder: Path, console: Console) -> None:
             for name in TARGETS:
                 await containers.start(name)
             console.print(f"healthy: {', '.join(TARGETS)}")
-            state.write(MeshInfo(os.getpid(), True, containers.gateway_url, containers.nats_url))
+            url = containers.gateway_url
+            state.write(MeshInfo(os.getpid(), True, url, [url], containers.nats_url))
             await demo(Options(state.root, workers=1), [], console)
             containers.stop()
             console.print("each stopped at SIGTERM with 0", highlight=False)

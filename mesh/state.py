@@ -20,19 +20,19 @@ from mesh.errors import MeshError
 
 @dataclass(frozen=True, slots=True)
 class MeshInfo:
-    """A running mesh: the process that runs it, where it is reached and the processes it runs (name → pid);
-    ``metrics``: the ports at which those of them that count anything tell Prometheus."""
+    """A running mesh: the process that runs it, where it is reached (of several gateways the first is
+    ``gateway_url``; players may turn to any) and the processes it runs (name → pid); ``metrics``: the ports at
+    which those of them that count anything tell Prometheus."""
 
     pid: int
     healthy: bool
     gateway_url: str
+    gateway_urls: list[str]
     nats_url: str
     grpc_targets: dict[str, str] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
     metrics: dict[str, int] = field(default_factory=dict)
     processes: dict[str, int] = field(default_factory=dict)
-    # Of several gateways the first is ``gateway_url``; players may turn to any.
-    gateway_urls: list[str] = field(default_factory=list)
 
     def alive(self) -> bool:
         """Whether the process that wrote this may still be there."""

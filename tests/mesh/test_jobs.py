@@ -30,7 +30,7 @@ def state(nats_url: str, tmp_path: Path) -> str:
     """The state directory of a mesh that uses the broker of this test."""
     directory = StateDirectory(tmp_path / "state")
     directory.root.mkdir()
-    directory.write(MeshInfo(os.getpid(), healthy=True, gateway_url="", nats_url=nats_url))
+    directory.write(MeshInfo(os.getpid(), healthy=True, gateway_url="", gateway_urls=[], nats_url=nats_url))
     return str(directory.root)
 
 

@@ -12,9 +12,8 @@ from mesh.state import MeshInfo, StateDirectory
 
 
 def info(pid: int) -> MeshInfo:
-    return MeshInfo(
-        pid, True, "http://127.0.0.1:1", "nats://127.0.0.1:2", {"upload": "127.0.0.1:3"}, {}, {"nats": 5}
-    )
+    url = "http://127.0.0.1:1"
+    return MeshInfo(pid, True, url, [url], "nats://127.0.0.1:2", {"upload": "127.0.0.1:3"}, {}, {"nats": 5})
 
 
 def test_a_second_mesh_on_a_state_directory_is_refused_by_name(tmp_path: Path) -> None:
