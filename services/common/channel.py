@@ -48,7 +48,6 @@ def open_channel(
     """
     options = [
         *KEEPALIVE,
-        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.service_config", _service_config()),
         ("grpc.enable_retries", int(retries)),
         ("grpc.initial_reconnect_backoff_ms", 200),

@@ -7,9 +7,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import grpc
+import pytest
 from google.protobuf import descriptor_pool
 
-from services.common import context
+from services.common import channel, context, server
 from services.common.channel import idempotent_methods
 from services.common.errors import DeadlineExceeded, Unavailable
 from services.common.identity import ServiceTokens
@@ -172,6 +174,17 @@ async def test_a_server_that_is_away_is_unavailable_and_its_address_is_not_told(
     assert type(refused) is Unavailable
     assert str(port) not in refused.message
     assert "127.0.0.1" not in refused.message
+
+
+async def test_an_idle_connection_lives_on_its_pings(keys: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"grpc.keepalive_time_ms": 100, "grpc.http2.min_ping_interval_without_data_ms": 50}
+    for module, name in ((server, "_SERVER_OPTIONS"), (channel, "KEEPALIVE")):
+        options = getattr(module, name)
+        monkeypatch.setattr(module, name, tuple((key, quick.get(key, value)) for key, value in options))
+    async with desk(keys, GetMerge=Seen().get) as caller:
+        await caller.call()
+        with pytest.raises(TimeoutError):  # some thirty pings; a dozen were an attack
+            await asyncio.wait_for(caller.channel.wait_for_state_change(grpc.ChannelConnectivity.READY), 3)
 
 
 async def test_a_server_that_comes_back_is_found(keys: KeyRing) -> None:
