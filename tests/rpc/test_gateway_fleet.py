@@ -218,19 +218,20 @@ async def test_a_process_that_goes_costs_no_request_and_comes_back(world: World)
                 except (OSError, EOFError, AssertionError) as error:
                     errors.append(error)
 
-        loads = [asyncio.create_task(load()) for _ in range(4)]
-        for name in ("gateway-1", "gateway-2"):
-            before = fleet.children()[name]
-            served = fleet.messages(name).count(f"{name} serves on port {fleet.port}")
-            os.kill(before, signal.SIGTERM)
-            await gone(before)
-            seen = len(answered)
-            await fleet.until(lambda seen=seen: len(answered) > seen + 20)  # the other goes on
-            serves = f"{name} serves on port {fleet.port}"
-            await fleet.until(lambda: fleet.messages(name).count(serves) > served)  # noqa: B023  within the turn
-            assert fleet.children()[name] != before
-        done.set()
-        await asyncio.gather(*loads)
+        async with asyncio.TaskGroup() as loads:
+            for _ in range(4):
+                loads.create_task(load())
+            for name in ("gateway-1", "gateway-2"):
+                before = fleet.children()[name]
+                served = fleet.messages(name).count(f"{name} serves on port {fleet.port}")
+                os.kill(before, signal.SIGTERM)
+                await gone(before)
+                seen = len(answered)
+                await fleet.until(lambda seen=seen: len(answered) > seen + 20)  # the other goes on
+                serves = f"{name} serves on port {fleet.port}"
+                await fleet.until(lambda: fleet.messages(name).count(serves) > served)  # noqa: B023  within the turn
+                assert fleet.children()[name] != before
+            done.set()
         assert errors == []
 
 
