@@ -225,7 +225,8 @@ class MergeController:
         """Makes the uploads of a session whose InitiateMerge was cut short. False when they are refused for good:
         such a session is forgotten, as InitiateMerge would have done."""
         try:
-            await self._uploads.batch_initiate(entry.value)
+            with tracing.span("make uploads", parent=entry.value.traceparent):
+                await self._uploads.batch_initiate(entry.value)
         except ServiceError as refused:
             if not isinstance(refused, InvalidArgument | AlreadyExists) and self._clock() < entry.value.deadline:
                 raise
