@@ -45,16 +45,29 @@ class MergeWork:
         self._patience = patience or Patience()
 
     async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
-        """Does the unit. Raises MediaError, also for an object store that stays full or away."""
-        async with self._scratch.folder() as folder:
-            if ref.kind is JobKind.PROBE:
-                source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
-                return Outcome(clip=believed_clip(await self._media.probe(source), self._limits))
-            if ref.kind is JobKind.NORMALISE:
-                return await self._normalise(session, ref, token, folder, on_progress)
-            if is_copied(session):
-                return await self._copy(session, token, folder, on_progress)
-            return await self._merge(session, token, folder, on_progress)
+        """Does the unit. Raises MediaError, also for an object store that stays full or away. Whatever it raises,
+        what was stored is gone."""
+        made: list[Outcome] = []
+        try:
+            async with self._scratch.folder() as folder:
+                made.append(await self._do(session, ref, token, folder, on_progress))
+        except asyncio.CancelledError:  # while the folder was removed, of what was made nobody has heard
+            for outcome in made:
+                await self.undo(outcome)
+            raise
+        return made[0]
+
+    async def _do(
+        self, session: Session, ref: UnitRef, token: str, folder: Path, on_progress: OnProgress
+    ) -> Outcome:
+        if ref.kind is JobKind.PROBE:
+            source = await self._fetch(session.clips[ref.clip_index].source_key, folder / "source")
+            return Outcome(clip=believed_clip(await self._media.probe(source), self._limits))
+        if ref.kind is JobKind.NORMALISE:
+            return await self._normalise(session, ref, token, folder, on_progress)
+        if is_copied(session):
+            return await self._copy(session, token, folder, on_progress)
+        return await self._merge(session, token, folder, on_progress)
 
     async def undo(self, outcome: Outcome) -> None:
         """Removes what was stored for an outcome that does not count."""

@@ -102,6 +102,7 @@ class MergeWorker:
         except _ClaimLost:
             log.info("claim lost", extra={"data": {"job": delivery.job.id}})
             tracing.current().fail("claim_lost")
+            await self._discard(task)
             return
         except (ServiceError, asyncio.CancelledError):
             await self._give_back(task)
@@ -140,6 +141,13 @@ class MergeWorker:
         with suppress(StaleClaim, ServiceError, TimeoutError):
             async with asyncio.timeout(_GIVE_BACK_SECONDS):
                 await mutate(self._sessions, task.key, lambda s: give_back(s, task.ref, task.token, self._clock()))
+                await self._discard(task)  # unless the outcome was written down after all: then the claim is stale
+
+    async def _discard(self, task: _Task) -> None:
+        """Removes what was made under a claim that does not count any more."""
+        if task.outcome is not None:
+            with suppress(Unavailable):  # it goes with the session
+                await self._work.undo(task.outcome)
 
     async def _guarded(self, task: _Task, delivery: Delivery, work: Coroutine[Any, Any, Outcome]) -> Outcome:
         """Runs the work while the claim counts, and keeps the job meanwhile. Raises _ClaimLost."""
@@ -177,7 +185,8 @@ class MergeWorker:
 
     async def _work_on(self, task: _Task, session: Session) -> Outcome:
         async with telling(self._progress, task.job.session_id, task.ref) as on_progress:
-            return await self._work.do(session, task.ref, task.token, on_progress)
+            task.outcome = await self._work.do(session, task.ref, task.token, on_progress)
+            return task.outcome
 
     async def _finish(self, task: _Task, outcome: Outcome) -> bool:
         """Writes the outcome down. False, and the file deleted, when another claim counts."""
@@ -205,10 +214,11 @@ class MergeWorker:
 
 
 class _Task:
-    """A job, the token to claim it with, and its session's key."""
+    """A job, the token to claim it with, its session's key, and what came out once it is done."""
 
     def __init__(self, job: MergeJob) -> None:
         self.job = job
+        self.outcome: Outcome | None = None
         self.token = uuid.uuid4().hex
         self.key = owned_key(job.owner, job.session_id)
 

@@ -30,6 +30,7 @@ class Fleet(ServiceProcess):
 
     def __init__(self, settings: Mapping[str, object], folder: Path, port: int | None = None) -> None:
         super().__init__("gateway", settings, folder)
+        self._environment["PYTHONFAULTHANDLER"] = "1"  # SIGABRT prints what each thread does
         if port is not None:
             self.port = port
             self._environment["TWOTRUTHS_GATEWAY_LISTEN"] = f"{HOST}:{port}"
@@ -51,10 +52,18 @@ class Fleet(ServiceProcess):
         return self._lines
 
     async def until(self, ready: Any) -> Any:
-        """Waits until ``ready`` answers something."""
-        async with asyncio.timeout(START_SECONDS):
-            while not (found := ready()):
-                await asyncio.sleep(0.01)
+        """Waits until ``ready`` answers something. AssertionError, with what the processes do, if never."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not (found := ready()):
+                    await asyncio.sleep(0.01)
+        except TimeoutError:
+            for pid in self.children().values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGABRT)
+                await gone(pid)
+            said = self.log.read_text(errors="replace").splitlines()
+            raise AssertionError("\n".join(line for line in said if "request_id" not in line)) from None
         return found
 
     async def serving(self) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import math
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +32,7 @@ from services.merge.scratch import Scratch
 from services.merge.timeline import Canvas, ClipInfo, Coded, MergedFile, NormalisedClip
 from services.merge.transitions import cancel
 from services.merge.work import MergeWork
-from services.merge.worker import MergeWorker
+from services.merge.worker import MergeWorker, _Task
 from tests.rpc.merge_world import SteeredMedia
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -64,13 +66,16 @@ class Sessions(MemoryStateStore[Session]):
 
 
 class QuickWork(MergeWork):
-    """Work that is done at once."""
+    """Work that is done at once, and what of it was undone."""
 
     def __init__(self) -> None:
-        """It needs no files."""
+        self.undone: list[Outcome] = []
 
     async def do(self, session: Session, ref: UnitRef, token: str, on_progress: OnProgress) -> Outcome:
         return PROBED
+
+    async def undo(self, outcome: Outcome) -> None:
+        self.undone.append(outcome)
 
 
 def decode(payload: bytes) -> MergeJob:
@@ -94,9 +99,9 @@ async def published(sessions: Sessions, queue: MemoryJobQueue) -> None:
     await queue.publish(job_for(entry.value, entry.value.units[0], lambda _: b"probe"))
 
 
-def start(sessions: Sessions, queue: MemoryJobQueue) -> asyncio.Task[None]:
+def start(sessions: Sessions, queue: MemoryJobQueue, work: QuickWork | None = None) -> asyncio.Task[None]:
     progress = MemoryProgressBus()
-    worker = MergeWorker(sessions, queue, progress, QuickWork(), clock=lambda: NOW, decode=decode)
+    worker = MergeWorker(sessions, queue, progress, work or QuickWork(), clock=lambda: NOW, decode=decode)
     return asyncio.create_task(worker.run())
 
 
@@ -143,15 +148,16 @@ async def test_a_cancelled_job_stops_within_two_seconds_though_nobody_was_told(s
 
 
 @pytest.mark.parametrize("step", [UnitState.CLAIMED, UnitState.DONE])
-async def test_a_worker_stopped_while_it_writes_gives_its_job_back_at_once(
+async def test_a_worker_stopped_while_it_writes_gives_its_job_back_at_once_and_leaves_nothing(
     sessions: Sessions, step: UnitState
 ) -> None:
-    queue, sessions.hang = MemoryJobQueue(ack_wait=30), step
+    queue, work, sessions.hang = MemoryJobQueue(ack_wait=30), QuickWork(), step
     await published(sessions, queue)
-    task = start(sessions, queue)
+    task = start(sessions, queue, work)
     async with asyncio.timeout(10):
         await sessions.hanging.wait()
     await stop(task)
+    assert work.undone == ([PROBED] if step is UnitState.DONE else [])
     again = await queue.fetch(KINDS, 1)
     assert again is not None
     assert again.count == 2
@@ -195,6 +201,59 @@ async def test_a_job_that_is_stopped_while_its_file_is_being_stored_leaves_none(
     assert doing.cancelled()
     assert [info.key async for info in objects.list("")] == ["uploads/a"]
     scratch.close()
+
+
+async def test_a_job_that_is_stopped_when_its_file_is_stored_leaves_none(tmp_path: Path) -> None:
+    stored = asyncio.Event()
+
+    class SlowToTidy(Scratch):
+        @asynccontextmanager
+        async def folder(self) -> AsyncIterator[Path]:
+            async with super().folder() as path:
+                yield path
+                stored.set()
+                await asyncio.Event().wait()
+
+    (tmp_path / "clip").write_bytes(b"clip")
+    objects, scratch = DirectoryObjectStore(tmp_path), SlowToTidy(tmp_path / "scratch")
+    await objects.put_file("uploads/a", tmp_path / "clip")
+    clip = Clip(0, "upload", "a.mp4", 1, 1.0, "video/mp4", source_key="uploads/a")
+    session = Session("s", "alice", "", "", (clip,), NOW, NOW, NOW, canvas=Canvas(64, 64))
+    ref, work = UnitRef(JobKind.NORMALISE, 0, 0, 1), MergeWork(objects, SteeredMedia(), scratch)
+    doing = asyncio.create_task(work.do(session, ref, "token", lambda *_: None))
+    await stored.wait()
+    assert len([info async for info in objects.list("")]) == 2
+    doing.cancel()
+    await asyncio.gather(doing, return_exceptions=True)
+    assert doing.cancelled()
+    assert [info.key async for info in objects.list("")] == ["uploads/a"]
+    scratch.close()
+
+
+async def test_what_a_worker_made_before_it_saw_that_its_claim_is_lost_goes(sessions: Sessions) -> None:
+    made, undone = asyncio.Event(), asyncio.Event()
+
+    class JustMade(QuickWork):
+        async def undo(self, outcome: Outcome) -> None:
+            assert outcome is PROBED
+            undone.set()
+
+    class SlowToEnd(MergeWorker):
+        async def _work_on(self, task: _Task, session: Session) -> Outcome:
+            outcome = await super()._work_on(task, session)
+            made.set()
+            await asyncio.Event().wait()
+            return outcome
+
+    queue = MemoryJobQueue(ack_wait=30)
+    await published(sessions, queue)
+    worker = SlowToEnd(sessions, queue, MemoryProgressBus(), JustMade(), clock=lambda: NOW, decode=decode)
+    task = asyncio.create_task(worker.run())
+    await made.wait()
+    await mutate(sessions, KEY, lambda s: cancel(s, NOW))
+    async with asyncio.timeout(10):
+        await undone.wait()
+    await stop(task)
 
 
 def normalised(made: Outcome) -> Session:
