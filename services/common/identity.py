@@ -32,6 +32,7 @@ _MAX_KEY_ID = 128
 _LEEWAY_SECONDS = 10
 _REMEMBERED = 1024
 _YEAR_10000 = 253_402_300_800
+_REFUSED = "the bearer token is not valid"
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +76,13 @@ class TokenVerifier:
 
     async def verify(self, token: str) -> Principal:
         """Who the token speaks for. Raises Unauthenticated; Unavailable when no key set can be read."""
-        refused = Unauthenticated("the bearer token is not valid")
         if len(token) > MAX_TOKEN_BYTES:
-            raise refused
+            raise Unauthenticated(_REFUSED)
         try:
             return (await self._known(token) or await self._verify(token)).principal
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError, OverflowError) as error:
             log.info("token refused", extra={"data": {"why": type(error).__name__}})
-            raise refused from None
+            raise Unauthenticated(_REFUSED) from None
         except NoKeySet as error:
             log.error("no key set", extra={"data": {"source": str(error)}})  # noqa: TRY400  KeySet said why
             raise Unavailable("tokens cannot be verified now", retry_after=5) from error

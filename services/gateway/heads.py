@@ -15,6 +15,7 @@ from services.gateway.interim import RequestFactory
 from services.gateway.problems import Problem
 
 MAX_HEAD_BYTES = 64 << 10
+_VERSIONS = (HttpVersion11, HttpVersion10)
 _FAULT = web.RequestKey("fault", Problem)
 # uri-host [ ":" port ], RFC 9112 section 3.2 and RFC 3986 section 3.2.2
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|([A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?")
@@ -51,7 +52,7 @@ def too_large() -> Problem:
 
 
 def _fault(message: RawRequestMessage) -> Problem | None:
-    if message.version not in {HttpVersion10, HttpVersion11}:
+    if message.version not in _VERSIONS:
         return Problem(505, "VERSION_NOT_SUPPORTED", "HTTP/1.1 and HTTP/1.0 are understood")
     if message.method == "CONNECT":
         return Problem(501, "METHOD_NOT_SUPPORTED", "this is no proxy")

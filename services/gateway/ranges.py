@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
-_SPEC = re.compile(r"([0-9]*)-([0-9]*)")
+_SPEC = re.compile(r"(?:0*([1-9][0-9]*|0))?-(?:0*([1-9][0-9]*|0))?")
 _MAX_DIGITS = 19  # more digits than any length has
 MAX_RANGES = 16
 """More than so many are a mistake or an attack (RFC 9110 section 14.2): they are answered with the whole."""
@@ -67,13 +67,14 @@ def _pair(spec: str) -> tuple[int | None, int | None] | None:
     match = _SPEC.fullmatch(spec)
     if match is None:
         return None
-    digits = tuple(text.lstrip("0") or "0" if text else "" for text in match.groups())
-    first, last = (_number(text) for text in digits)
+    first, last = match.groups()
     if last is None:
-        return None if first is None else (first, None)
+        return None if first is None else (_number(first), None)
+    if first is None:
+        return None, _number(last)
     # By their digits, since what is past every end is one number below.
-    backwards = first is not None and (len(digits[1]), digits[1]) < (len(digits[0]), digits[0])
-    return None if backwards else (first, last)
+    backwards = (len(last), last) < (len(first), first)
+    return None if backwards else (_number(first), _number(last))
 
 
 def _cut(first: int | None, last: int | None, size: int) -> ByteRange | None:
@@ -101,7 +102,5 @@ def _coalesced(found: Iterable[ByteRange]) -> list[ByteRange]:
     return [one for _, one in sorted(merged, key=itemgetter(0))]
 
 
-def _number(digits: str) -> int | None:
-    if not digits:
-        return None
+def _number(digits: str) -> int:
     return int(digits) if len(digits) <= _MAX_DIGITS else 10**_MAX_DIGITS

@@ -117,6 +117,7 @@ async def test_log_lines_carry_the_trace(capsys: pytest.CaptureFixture[str]) -> 
                 with tracing.span("asked") as asked:
                     logging.getLogger("test").info("within")
                 logging.getLogger("test").info("after")
+                root.handlers[0].flush()
                 within, after = [line for line in capsys.readouterr().err.splitlines() if "test" in line]
                 assert asked.trace_id in within
                 assert "trace_id" not in after
