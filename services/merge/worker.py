@@ -197,7 +197,7 @@ class MergeWorker:
         except StaleClaim:
             entry = None
         if entry is None:
-            await self._work.undo(outcome)
+            await self._discard(task)
         return entry is not None
 
     async def _give_up(self, task: _Task, error_type: str, message: str, *, retryable: bool) -> None:
@@ -211,6 +211,7 @@ class MergeWorker:
                 ),
             )
             log.info("job given up", extra={"data": {"unit": task.unit, "error": error_type, "why": message}})
+            await self._discard(task)  # unless another claim counts, or the outcome does after all
 
 
 class _Task:

@@ -164,11 +164,11 @@ async def test_a_worker_stopped_while_it_writes_gives_its_job_back_at_once_and_l
 
 
 async def test_a_result_that_cannot_be_written_down_is_a_failed_attempt(sessions: Sessions) -> None:
-    queue, sessions.refuse = MemoryJobQueue(ack_wait=30), UnitState.DONE
+    queue, work, sessions.refuse = MemoryJobQueue(ack_wait=30), QuickWork(), UnitState.DONE
     await published(sessions, queue)
-    task = start(sessions, queue)
+    task = start(sessions, queue, work)
     async with asyncio.timeout(10):
-        while (await sessions.unit()).state is not UnitState.FAILED:
+        while (await sessions.unit()).state is not UnitState.FAILED or not work.undone:
             await asyncio.sleep(0.01)
     await stop(task)
     unit = await sessions.unit()
